@@ -1,0 +1,47 @@
+# Each target does its own set-up in .venv; all that is needed is Python >= 3.11, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_WORKERS ?= auto
+DATA ?= ../shared/data
+
+.PHONY: help setup demo test check bench docs lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## make .venv with the locked versions and the ballast command
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Ballast needs Python 3.11 or newer, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@echo "Installing locked packages into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup  ## plan a real hour of LLM traffic and write out/demo.html
+	@$(BIN)/ballast demo
+
+test: setup  ## run all tests
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --cov --cov-report=term:skip-covered -q
+
+check: setup  ## lint, formatting, types, import contracts, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup  ## print ratios against peers' methods (BENCH_JSON=file keeps them)
+	@$(BIN)/python -m benchmarks.run
+
+docs: setup  ## write docs/accuracy.md again from the measured tables in $(DATA)
+	@$(BIN)/python -m benchmarks.accuracy --data $(DATA) --out docs/accuracy.md
+
+lock: setup  ## lock the newest allowed versions again
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --all-extras --python-version 3.11 pyproject.toml -o requirements.lock
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,0 +1,103 @@
+"""Options that all commands share, and where their values come from: flag, then environment, then config file.
+
+It exists so that ``--time-limit`` means the same everywhere and ``BALLAST_TIME_LIMIT`` sets it for all. It is not
+the place for options of a single command.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from solver.domain.errors import InputError, Place
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """Make a YAML file of ``option: value`` lines the default of the options that are not given otherwise."""
+    if value is None:
+        return
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(
+            f"not a YAML file: {reason}", where=value, right="lines like 'time-limit: 30'"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise InputError("not a table of options", where=value, right="lines like 'time-limit: 30'")
+    known = {name.lstrip("-"): p.name for p in ctx.command.params for name in p.opts if name.startswith("--")}
+    defaults: dict[str, Any] = {}
+    for key, setting in loaded.items():
+        if str(key) not in known:
+            raise InputError(
+                f"unknown option {key!r}",
+                where=Place(value, field=str(key)),
+                right=f"one of {', '.join(sorted(known))}",
+            )
+        defaults[known[str(key)] or str(key)] = setting
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_load_config,
+    envvar="BALLAST_CONFIG",
+    help="YAML file with option: value lines; flags and BALLAST_* variables win over it.",
+)
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    envvar="BALLAST_OUTPUT",
+    help="How to print the answer.",
+)
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    envvar="BALLAST_SEED",
+    help="Seed of everything random.",
+)
+time_limit_option = click.option(
+    "--time-limit",
+    "time_limit_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    envvar="BALLAST_TIME_LIMIT",
+    help="Seconds after which the best answer so far is given.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    envvar="BALLAST_WORKERS",
+    help="Processes to use.  [default: the machine's cores]",
+)
+no_timings_option = click.option(
+    "--no-timings",
+    is_flag=True,
+    help="Leave out fields that time the run, so that equal runs give equal bytes.",
+)
+
+
+def common_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Add ``--config`` and the given shared options to a command."""
+
+    def add(command: Command) -> Command:
+        for option in reversed((*options, config_option)):
+            command = option(command)
+        return command
+
+    return add

@@ -1,0 +1,99 @@
+"""Root of the ``ballast`` command: mounts its groups lazily and turns every failure into one line and an exit code.
+
+It exists so that a command loads only what it needs (the planner never loads a Kubernetes client) and so that exit
+codes mean the same everywhere: 0 done, 1 error in the input or the run, 2 wrong usage, 3 infeasible or a missed
+target, 4 stopped at the time limit.
+"""
+
+import importlib
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+import click
+
+from solver.domain.errors import InputError
+
+COMMANDS = {
+    "catalogue": "controller.cli.catalogue:catalogue",
+    "demo": "controller.cli.demo:demo",
+    "plan": "controller.cli.plan:plan",
+    "trace": "controller.cli.trace:trace",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose members are imported when they are called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Name the members without importing them."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import one member."""
+        target = COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+def _version() -> str:
+    try:
+        return version("kube-ballast")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "BALLAST",
+    },
+)
+@click.version_option(_version(), prog_name="ballast")
+def ballast() -> None:
+    """Plan GPUs, phases, experts and power for LLM serving.
+
+    Example: ballast demo
+    """
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"ballast: {message}", err=True)
+    raise SystemExit(code)
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line; never returns and never shows a stack trace (BALLAST_DEBUG=1 shows it)."""
+    try:
+        result = ballast.main(args=args, prog_name="ballast", standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
+        _fail(f"{error.format_message()}{hint}".replace("\n", " "), 2)
+    except click.ClickException as error:
+        _fail(error.format_message().replace("\n", " "), 1)
+    except InputError as error:
+        _fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away: not our failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}", 1)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug still answers in one line
+        if os.environ.get("BALLAST_DEBUG"):
+            raise
+        _fail(
+            f"internal error: {type(error).__name__}: {error}; BALLAST_DEBUG=1 shows where".replace(
+                "\n", " "
+            ),
+            1,
+        )
+    raise SystemExit(result if isinstance(result, int) else 0)
