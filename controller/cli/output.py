@@ -33,8 +33,7 @@ def print_table(
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
-    if console.width > TABLE_WIDTH:
-        console.width = TABLE_WIDTH
+    console.width = min(console.width, TABLE_WIDTH)
     table = Table(
         title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )

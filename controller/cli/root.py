@@ -87,7 +87,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}", 1)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug still answers in one line
+    except Exception as error:  # the last line of defence: a bug still answers in one line
         if os.environ.get("BALLAST_DEBUG"):
             raise
         _fail(

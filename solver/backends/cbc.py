@@ -1,0 +1,112 @@
+"""PuLP with its bundled CBC: the second, independent backend.
+
+It exists as the second opinion on every formulation and as the fallback where OR-Tools cannot be used. It runs CBC
+as a process over temporary files (PuLP's way), so it is slower to start than HiGHS. PuLP calls a solve that was cut
+by the time limit "Optimal"; here the solution status decides and the proved bound is read from CBC's log.
+"""
+
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pulp
+
+from solver.backends.program import BackendError, Program, Solution, SolveLimits, SolveStatus
+
+_BOUND = re.compile(r"^Lower bound:\s+([-+0-9.eE]+)", re.MULTILINE)
+_CONTINUOUS = re.compile(r"^Continuous objective value is ([-+0-9.eE]+)", re.MULTILINE)
+SMALLEST_TIME_LIMIT_S = 0.5
+
+
+def _model(program: Program, *, relaxed: bool) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
+    problem = pulp.LpProblem("ballast", pulp.LpMinimize)
+    variables = [
+        pulp.LpVariable(
+            f"v{j}",
+            None if math.isinf(program.lower[j]) else program.lower[j],
+            None if math.isinf(program.upper[j]) else program.upper[j],
+            pulp.LpInteger if program.integer[j] and not relaxed else pulp.LpContinuous,
+        )
+        for j in range(program.variables)
+    ]
+    problem += pulp.LpAffineExpression(
+        [(variables[j], c) for j, c in enumerate(program.cost)], program.offset
+    )
+    rows: list[list[tuple[pulp.LpVariable, float]]] = [[] for _ in range(program.rows)]
+    for row, column, value in zip(
+        program.entry_rows, program.entry_columns, program.entry_values, strict=True
+    ):
+        rows[row].append((variables[column], value))
+    for index, terms in enumerate(rows):
+        lower, upper = program.row_lower[index], program.row_upper[index]
+        expression = pulp.LpAffineExpression(terms)
+        if lower == upper:
+            problem += pulp.LpConstraint(expression, pulp.LpConstraintEQ, f"r{index}", lower)
+            continue
+        if not math.isinf(lower):
+            problem += pulp.LpConstraint(expression, pulp.LpConstraintGE, f"r{index}", lower)
+        if not math.isinf(upper):
+            problem += pulp.LpConstraint(expression, pulp.LpConstraintLE, f"u{index}", upper)
+    return problem, variables
+
+
+def _proved_bound(log: str, offset: float) -> float:
+    """Read the best proved lower bound from CBC's log (its objective leaves the constant out)."""
+    found = _BOUND.findall(log) or _CONTINUOUS.findall(log)
+    return float(found[-1]) + offset if found else -math.inf
+
+
+def solve_with_cbc(program: Program, limits: SolveLimits, *, relaxed: bool = False) -> Solution:
+    """Solve with CBC, one thread; ``relaxed`` drops integrality. Raises `BackendError` without a verdict."""
+    problem, variables = _model(program, relaxed=relaxed)
+    with tempfile.TemporaryDirectory(prefix="ballast-cbc-") as folder:
+        log_path = Path(folder, "cbc.log")
+        problem.solve(
+            pulp.PULP_CBC_CMD(
+                msg=False,
+                threads=1,
+                timeLimit=max(limits.time_limit_s, SMALLEST_TIME_LIMIT_S),
+                gapRel=limits.gap_ratio,
+                gapAbs=limits.gap_absolute,
+                logPath=str(log_path),
+                options=["primalTolerance 1e-9", "randomSeed 1", "randomCbcSeed 1"],
+            )
+        )
+        log = log_path.read_text(errors="replace") if log_path.exists() else ""
+    if problem.status == pulp.LpStatusInfeasible or problem.sol_status == pulp.LpSolutionInfeasible:
+        return Solution(status=SolveStatus.INFEASIBLE)
+    if problem.status == pulp.LpStatusUnbounded:
+        return Solution(status=SolveStatus.UNBOUNDED)
+    if problem.sol_status == pulp.LpSolutionNoSolutionFound:
+        if "time" not in log:
+            raise BackendError(f"CBC stopped with status {pulp.LpStatus[problem.status]} and no solution")
+        return Solution(status=SolveStatus.TIMED_OUT, bound=_proved_bound(log, program.offset))
+    values = np.array([variable.value() or 0.0 for variable in variables])
+    objective = float(np.dot(program.cost, values)) + program.offset
+    if problem.sol_status == pulp.LpSolutionOptimal:
+        allowed = max(limits.gap_absolute, limits.gap_ratio * abs(objective))
+        bound = max(objective - allowed, _proved_bound(log, program.offset)) if allowed > 0 else objective
+        duals = np.empty(0)
+        if relaxed or not any(program.integer):
+            by_name = problem.constraints
+            duals = np.array(
+                [
+                    sum(by_name[name].pi or 0.0 for name in (f"r{i}", f"u{i}") if name in by_name)
+                    for i in range(program.rows)
+                ]
+            )
+        return Solution(
+            status=SolveStatus.OPTIMAL,
+            objective=objective,
+            bound=min(bound, objective),
+            values=values,
+            row_duals=duals,
+        )
+    return Solution(
+        status=SolveStatus.FEASIBLE,
+        objective=objective,
+        bound=min(_proved_bound(log, program.offset), objective),
+        values=values,
+    )

@@ -1,0 +1,417 @@
+"""Many models that share limits: column generation with a proved Lagrangian bound.
+
+It exists because the whole problem is out of reach of one program at a hundred models: instead each model proposes
+whole plans for itself (columns) at the prices that the shared limits put on GPUs, a master program combines them, and
+the prices follow. The bound is Lagrange's: for any prices pi_g on GPUs in use,
+
+    L(pi) = sum over m of min over plans p of m [ change_m(p) / H + sum over g of pi_g used_g(p) ]
+            + min over bought [ running cost - sum over g of pi_g used_g ],   L(pi) <= optimum.
+
+The answer is then improved by solving a few models at a time exactly beside the others (`improve`).
+Source: Dantzig-Wolfe decomposition; smoothing of prices after Wentges (1997).
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solver.backends.choose import BackendName, solve_program
+from solver.backends.program import Expression, Program, Solution, SolveLimits, SolveStatus
+from solver.domain.deadline import Deadline
+from solver.domain.gpu_mix import GpuMixInstance
+from solver.gpu_mix.direct import OtherUse, Replicas, solve_direct
+from solver.gpu_mix.prepare import ServedModel
+from solver.gpu_mix.pricing import PricedAnswer, PricingTask, price_model
+from solver.gpu_mix.relaxation import Prices, relaxed_prices
+from solver.pools.purchase import add_purchase, change_cost_usd
+
+PRICING_GAP_RATIO = 1e-5
+HASTY_PRICING_GAP_RATIO = 2e-3
+HASTY_BELOW_S = 15.0
+"""With less time than this models are priced less exactly, so that prices can move a few times."""
+SMOOTHING = 0.5
+"""Weight of the best prices so far in the prices that are tried next."""
+CONVERGED_RATIO = 1e-5
+NEIGHBOURHOOD = 6
+"""Models solved together when an answer is improved."""
+NEIGHBOURHOOD_LIMIT_S = 4.0
+STALE_ROUNDS = 4
+"""More models are solved together once each was in so many rounds in a row without a gain."""
+SMALLEST_GAIN_USD = 1e-7
+WHOLE_UP_TO_INTEGERS = 250
+"""Up to so many replica counts one program gets half of the time that is left, since it can prove an optimum."""
+COMBINE_RESERVE_S = 1.0
+COMBINE_LIMIT_S = 10.0
+OVERRUN_STEP = 4.0
+"""Factor by which exceeding a limit in the master gets dearer while no answer keeps all limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A plan of one model: replicas, change cost (US$ per hour) and GPUs in use per type."""
+
+    counts: tuple[int, ...]
+    change_usd_per_h: float
+    used: NDArray[np.float64]
+    spot: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Master:
+    """All columns so far, per model in the order of ``models``."""
+
+    instance: GpuMixInstance
+    models: Sequence[ServedModel]
+    columns: list[list[Column]] = field(default_factory=list)
+    known: list[set[tuple[int, ...]]] = field(default_factory=list)
+    bounds: list[list[tuple[NDArray[np.float64], float]]] = field(default_factory=list)
+    """Per model: prices per replica and the proved bound on its cost at these prices."""
+
+    def __post_init__(self) -> None:
+        self.columns = [[] for _ in self.models]
+        self.known = [set() for _ in self.models]
+        self.bounds = [[] for _ in self.models]
+
+    def known_bound(self, position: int, prices: NDArray[np.float64]) -> float:
+        """Best bound that earlier prices prove: the least cost never falls when no price falls."""
+        proved = [bound for earlier, bound in self.bounds[position] if (prices >= earlier - 1e-12).all()]
+        return max(proved, default=-np.inf)
+
+    def cheapest(self, position: int, prices: NDArray[np.float64]) -> float:
+        """Cost of the cheapest known column of a model at prices per replica."""
+        return min(
+            (
+                float(np.dot(column.counts, prices)) + column.change_usd_per_h
+                for column in self.columns[position]
+            ),
+            default=np.inf,
+        )
+
+    def propose(self, position: int, counts: tuple[int, ...]) -> bool:
+        """Add a plan of a model; False if it is known."""
+        if counts in self.known[position]:
+            return False
+        model = self.models[position]
+        used, spot = model.gpus_in_use(counts, len(self.instance.gpu_types))
+        change = sum(
+            change_cost_usd(self.instance, variant, n)
+            for variant, n in zip(model.variants, counts, strict=True)
+        )
+        column = Column(
+            counts=counts,
+            change_usd_per_h=change / self.instance.horizon_h,
+            used=used,
+            spot=spot,
+        )
+        self.known[position].add(counts)
+        self.columns[position].append(column)
+        return True
+
+
+@dataclass(slots=True)
+class _MasterProgram:
+    program: Program
+    choice: list[range]
+    used_rows: list[int]
+    spot_rows: list[int]
+    overruns: list[int]
+
+
+def _master_program(master: Master, *, whole: bool, overrun_usd: float | None = None) -> _MasterProgram:
+    """Choose one column per model (sum of choices 1) under the limits; used_g >= sum of the columns' use.
+
+    With ``overrun_usd`` limits may be exceeded at the price of so much for as much again as the limit, so that
+    there is always an answer to take prices from.
+    """
+    program = Program()
+    types = range(len(master.instance.gpu_types))
+    used = [program.add_variable() for _ in types]
+    spot = [program.add_variable() for _ in types]
+    used_rows = [Expression([used[g]], [1.0]) for g in types]
+    spot_rows = [Expression([spot[g]], [1.0]) for g in types]
+    choice = []
+    for columns in master.columns:
+        first = program.variables
+        for column in columns:
+            j = program.add_variable(upper=1.0, cost=column.change_usd_per_h, integer=whole)
+            for g in np.flatnonzero(column.used):
+                used_rows[g].add(j, -float(column.used[g]))
+            for g in np.flatnonzero(column.spot):
+                spot_rows[g].add(j, -float(column.spot[g]))
+        choice.append(range(first, program.variables))
+        program.add_row(list(choice[-1]), [1.0] * len(columns), lower=1.0, upper=1.0)
+    rows = [program.add_expression_row(row, lower=0.0) for row in (*used_rows, *spot_rows)]
+    purchase = add_purchase(
+        program,
+        master.instance,
+        [Expression([j], [1.0]) for j in used],
+        [Expression([j], [1.0]) for j in spot],
+    )
+    overruns = []
+    if overrun_usd is not None:
+        for row in purchase.limit_rows.values():
+            j = program.add_variable(cost=overrun_usd / max(1.0, program.row_upper[row]))
+            overruns.append(j)
+            program.entry_rows.append(row)
+            program.entry_columns.append(j)
+            program.entry_values.append(-1.0)
+    count = len(used_rows)
+    return _MasterProgram(program, choice, rows[:count], rows[count:], overruns)
+
+
+def purchase_bound(
+    instance: GpuMixInstance,
+    prices: Prices,
+    models: Sequence[ServedModel],
+    limits: SolveLimits,
+    backend: BackendName,
+) -> float:
+    """Solve min over bought [ running cost - sum of prices x use ] under the limits: the purchase part of L(pi)."""
+    program = Program()
+    used, spot = [], []
+    for g in range(len(instance.gpu_types)):
+        most = float(sum((m.upper * m.gpus)[(m.gpu == g)].sum() for m in models))
+        used.append(program.add_variable(upper=most, cost=-float(prices.used[g])))
+        spot.append(program.add_variable(upper=most, cost=-float(prices.spot[g])))
+    add_purchase(
+        program, instance, [Expression([j], [1.0]) for j in used], [Expression([j], [1.0]) for j in spot]
+    )
+    return solve_program(program, limits, backend=backend).bound
+
+
+@dataclass(slots=True)
+class ColumnSearch:
+    """One run: master, bound and answer so far. ``seed`` fixes which models are improved together."""
+
+    instance: GpuMixInstance
+    models: Sequence[ServedModel]
+    deadline: Deadline
+    gap_ratio: float
+    backend: BackendName
+    executor: Executor | None
+    seed: int
+    master: Master = field(init=False)
+    bound: float = -np.inf
+    best: tuple[tuple[int, ...], ...] | None = None
+    best_cost: float = np.inf
+    overrun_usd: float = 0.0
+    hasty: bool = False
+
+    def __post_init__(self) -> None:
+        self.master = Master(self.instance, self.models)
+
+    @property
+    def close_enough(self) -> bool:
+        """Whether the requested gap is reached."""
+        return self.best is not None and self.best_cost - self.bound <= max(self.gap_ratio, 1e-9) * abs(
+            self.best_cost
+        )
+
+    def price_all(self, prices: Prices) -> bool:
+        """Price every model, keep the new columns and the bound; returns whether any column is new.
+
+        A model is not solved again where an earlier bound proves that a known column is still best: its bound at
+        prices p holds at all prices >= p.
+        """
+        bare = without_models(self.instance)
+        gap_ratio = HASTY_PRICING_GAP_RATIO if self.hasty else PRICING_GAP_RATIO
+        total = 0.0
+        tasks: dict[int, PricingTask] = {}
+        for position, model in enumerate(self.models):
+            replica_prices = model.replica_prices(prices.used, prices.spot)
+            known = self.master.known_bound(position, replica_prices)
+            if self.master.cheapest(position, replica_prices) <= known + gap_ratio * abs(known):
+                total += known
+                continue
+            tasks[position] = PricingTask(
+                instance=bare,
+                model=model,
+                prices=replica_prices,
+                gap_ratio=gap_ratio,
+                time_limit_s=max(0.2, self.deadline.remaining_s()),
+                backend=self.backend,
+            )
+        answers: Iterator[PricedAnswer] = (
+            map(price_model, tasks.values())
+            if self.executor is None
+            else self.executor.map(price_model, tasks.values(), chunksize=2)
+        )
+        new = False
+        for (position, task), answer in zip(tasks.items(), answers, strict=True):
+            total += answer.bound
+            self.master.bounds[position].append((task.prices, answer.bound))
+            if answer.counts is not None:
+                new |= self.master.propose(position, answer.counts)
+        limits = SolveLimits(time_limit_s=max(0.2, self.deadline.remaining_s()))
+        total += purchase_bound(self.instance, prices, self.models, limits, self.backend)
+        self.bound = max(self.bound, total)
+        return new
+
+    def combine(self, seconds: float) -> None:
+        """Take the best whole choice of columns as the answer, if it beats the one so far."""
+        whole = _master_program(self.master, whole=True)
+        limit = min(seconds, self.deadline.remaining_s())
+        limits = SolveLimits(time_limit_s=limit, gap_ratio=max(self.gap_ratio / 4, 1e-6))
+        solution = solve_program(whole.program, limits, backend=self.backend)
+        if solution.found and solution.objective < self.best_cost - 1e-9:
+            self.best_cost = solution.objective
+            self.best = tuple(
+                columns[int(np.argmax(solution.values[list(chosen)]))].counts
+                for columns, chosen in zip(self.master.columns, whole.choice, strict=True)
+            )
+
+    def relaxed_master(self) -> tuple[Solution, Prices]:
+        """Solve the master without integrality; prices are the duals of the use rows."""
+        relaxed = _master_program(self.master, whole=False, overrun_usd=self.overrun_usd)
+        limits = SolveLimits(time_limit_s=max(0.2, self.deadline.remaining_s()))
+        solution = solve_program(relaxed.program, limits, backend=self.backend, relaxed=True)
+        duals = solution.row_duals
+        return solution, Prices(
+            used=np.maximum(duals[relaxed.used_rows], 0.0), spot=np.maximum(duals[relaxed.spot_rows], 0.0)
+        )
+
+    def improve(self) -> None:
+        """Solve a few models exactly beside the others, again and again, until time or gap is reached.
+
+        When many rounds in a row change nothing, more models are taken together; all together settle the problem.
+        """
+        rng = np.random.default_rng(self.seed)
+        size = min(NEIGHBOURHOOD, len(self.models))
+        stale = 0
+        while self.best is not None and not self.deadline.passed() and not self.close_enough:
+            if size == len(self.models):
+                self.solve_whole(self.deadline)
+                return
+            chosen = sorted(rng.choice(len(self.models), size=size, replace=False).tolist())
+            stale = 0 if self._solve_together(chosen) else stale + 1
+            if stale * size > STALE_ROUNDS * len(self.models):
+                stale, size = 0, min(2 * size, len(self.models))
+
+    def solve_whole(self, deadline: Deadline) -> None:
+        """Solve the whole problem as one program for a while; its bound counts too."""
+        answer = solve_direct(
+            self.instance, self.models, deadline=deadline, gap_ratio=self.gap_ratio, backend=self.backend
+        )
+        self.bound = max(self.bound, answer.bound)
+        if answer.counts and answer.objective < self.best_cost - SMALLEST_GAIN_USD:
+            self.best, self.best_cost = answer.counts, answer.objective
+
+    def _solve_together(self, chosen: Sequence[int]) -> bool:
+        """Solve the chosen models beside the others; returns whether the answer got cheaper."""
+        if self.best is None:
+            return False
+        together = set(chosen)
+        answer = solve_direct(
+            self.instance,
+            [self.models[i] for i in chosen],
+            deadline=self.deadline.sooner(NEIGHBOURHOOD_LIMIT_S),
+            gap_ratio=1e-6,
+            backend=self.backend,
+            others=self._use_of_others(together),
+        )
+        fixed = sum(self._change(i) for i in range(len(self.models)) if i not in together)
+        if not answer.counts or answer.objective + fixed >= self.best_cost - SMALLEST_GAIN_USD:
+            return False
+        self.best_cost = answer.objective + fixed
+        best = list(self.best)
+        for i, counts in zip(chosen, answer.counts, strict=True):
+            best[i] = counts
+            self.master.propose(i, counts)
+        self.best = tuple(best)
+        return True
+
+    def _change(self, position: int) -> float:
+        assert self.best is not None  # noqa: S101 - only called with an answer
+        pairs = zip(self.models[position].variants, self.best[position], strict=True)
+        return (
+            sum(change_cost_usd(self.instance, variant, n) for variant, n in pairs) / self.instance.horizon_h
+        )
+
+    def _use_of_others(self, chosen: set[int]) -> OtherUse:
+        types = len(self.instance.gpu_types)
+        used, spot = np.zeros(types), np.zeros(types)
+        assert self.best is not None  # noqa: S101 - only called with an answer
+        for position, model in enumerate(self.models):
+            if position in chosen:
+                continue
+            own_used, own_spot = model.gpus_in_use(self.best[position], types)
+            used += own_used
+            spot += own_spot
+        return OtherUse(used, spot)
+
+
+def without_models(instance: GpuMixInstance) -> GpuMixInstance:
+    """Leave the models out: what a pricing process needs to know of an instance."""
+    return GpuMixInstance(
+        name=instance.name,
+        gpu_types=instance.gpu_types,
+        models=(),
+        start_cost_usd=instance.start_cost_usd,
+        stop_cost_usd=instance.stop_cost_usd,
+        horizon_h=instance.horizon_h,
+    )
+
+
+def _generate(search: ColumnSearch, prices: Prices) -> None:
+    """Let prices and columns follow each other until the bound meets the master or time runs short."""
+    clock = search.deadline.clock
+    search.hasty = search.deadline.remaining_s() < HASTY_BELOW_S
+    search.price_all(prices)
+    centre = prices
+    pass_s = 0.0
+    while not search.deadline.passed():
+        solution, target = search.relaxed_master()
+        if solution.objective < search.best_cost:
+            search.combine(max(0.5, 0.2 * search.deadline.remaining_s()))
+        if search.close_enough or solution.objective - search.bound <= CONVERGED_RATIO * abs(
+            solution.objective
+        ):
+            return
+        if search.best is not None and search.deadline.remaining_s() < 1.5 * pass_s + COMBINE_RESERVE_S:
+            return
+        began_s, before = clock(), search.bound
+        trial = target.towards(centre, SMOOTHING if search.best is not None else 0.0)
+        new = search.price_all(trial)
+        pass_s = clock() - began_s
+        if search.bound > before:
+            centre = trial
+        if not new and not search.price_all(target):
+            if search.best is not None:
+                return
+            search.overrun_usd *= OVERRUN_STEP
+
+
+def solve_by_columns(
+    instance: GpuMixInstance,
+    models: Sequence[ServedModel],
+    *,
+    deadline: Deadline,
+    gap_ratio: float,
+    backend: BackendName,
+    executor: Executor | None,
+    seed: int,
+) -> Replicas:
+    """Solve by column generation, then improve until the gap or the deadline is reached."""
+    start, prices = relaxed_prices(instance, models, deadline=deadline, backend=backend)
+    if start.status == SolveStatus.INFEASIBLE:
+        return Replicas(status=SolveStatus.INFEASIBLE)
+    search = ColumnSearch(instance, models, deadline, gap_ratio, backend, executor, seed)
+    if start.found:
+        search.bound = start.objective
+        search.overrun_usd = abs(start.objective)
+    _generate(search, prices)
+    search.combine(COMBINE_LIMIT_S)
+    if not search.close_enough and sum(int((m.upper > 0).sum()) for m in models) <= WHOLE_UP_TO_INTEGERS:
+        search.solve_whole(deadline.sooner(deadline.remaining_s() / 2))
+    search.improve()
+    if search.best is None:
+        return Replicas(status=SolveStatus.TIMED_OUT, bound=search.bound)
+    return Replicas(
+        status=SolveStatus.OPTIMAL if search.close_enough else SolveStatus.FEASIBLE,
+        counts=search.best,
+        objective=search.best_cost,
+        bound=min(search.bound, search.best_cost),
+    )

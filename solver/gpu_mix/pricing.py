@@ -1,0 +1,116 @@
+"""One model alone, when every GPU has a price: the subproblem of column generation and of independent models.
+
+It exists because with prices for GPUs the models no longer meet, so each is a small exact program that any process
+can solve. Variants that a cheaper one can always stand in for are left out first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solver.backends.choose import BackendName, solve_program
+from solver.backends.program import Program, SolveLimits, SolveStatus
+from solver.domain.gpu_mix import GpuMixInstance
+from solver.gpu_mix.direct import add_model, fixed_change_cost, read_counts, unsurvived_cases
+from solver.gpu_mix.prepare import ServedModel
+from solver.gpu_mix.serving import LossCase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricingTask:
+    """What a process needs to price one model: ``prices`` [C] are US$ per replica and hour."""
+
+    instance: GpuMixInstance
+    """Only its change costs and horizon are read; see `without_models`."""
+    model: ServedModel
+    prices: NDArray[np.float64]
+    gap_ratio: float
+    time_limit_s: float
+    backend: BackendName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedAnswer:
+    """Cheapest replicas at the prices (None if not found in time), and the proved bound on their priced cost."""
+
+    status: SolveStatus
+    counts: tuple[int, ...] | None = None
+    bound: float = float("-inf")
+
+
+def undominated(model: ServedModel, prices: NDArray[np.float64]) -> list[int]:
+    """Variants that no other can replace at these prices.
+
+    Variant c is dominated by d if w replicas of d cost no more than one of c and carry at least as much of every
+    bucket: w prices_d <= prices_c, w / l_bd >= 1 / l_bc for all b, with w whole. Exact for any plan: replacing each
+    replica of c by w of d keeps every constraint of the model alone, losses included. d must not be spot unless c is,
+    neither may have a change cost, and stock must not bound d below what would carry everything.
+    """
+    usable = [
+        c
+        for c, variant in enumerate(model.variants)
+        if model.upper[c] > 0 and (model.served_by[:, c].any() or variant.current_replicas is not None)
+    ]
+    with np.errstate(divide="ignore"):
+        rate = np.where(model.served_by, 1.0 / model.load, 0.0)
+    finite = np.where(model.served_by, model.load, 0.0).sum(axis=0) / model.capacity_ratio
+    enough = np.ceil(finite) + model.must_survive
+    kept: list[int] = []
+    for c in sorted(usable, key=lambda j: (prices[j], j)):
+        if model.variants[c].current_replicas is None and any(
+            _stands_in(model, rate, enough, prices, c=c, d=d) for d in kept
+        ):
+            continue
+        kept.append(c)
+    return sorted(kept)
+
+
+def _stands_in(
+    model: ServedModel,
+    rate: NDArray[np.float64],
+    enough: NDArray[np.float64],
+    prices: NDArray[np.float64],
+    *,
+    c: int,
+    d: int,
+) -> bool:
+    first, second = model.variants[c], model.variants[d]
+    if second.current_replicas is not None or (second.spot and not first.spot):
+        return False
+    needs = rate[:, c] > 0
+    if (rate[needs, d] <= 0).any() or model.upper[d] < enough[d]:
+        return False
+    times = float(np.ceil((rate[needs, c] / rate[needs, d]).max() - 1e-12))
+    return bool(max(times, 1.0) * prices[d] <= prices[c])
+
+
+def price_model(task: PricingTask) -> PricedAnswer:
+    """Solve one model at given prices, exactly up to ``gap_ratio``."""
+    model = task.model
+    if model.least_replicas == 0 and model.buckets == 0:
+        variants: Sequence[int] = [c for c in range(len(model.variants)) if model.upper[c] > 0]
+    elif model.buckets == 0 or model.demand.min_total_replicas > 0:
+        variants = [c for c in range(len(model.variants)) if model.upper[c] > 0]
+    else:
+        variants = undominated(model, task.prices)
+    cases: list[LossCase] = []
+    bound = -np.inf
+    while True:
+        program = Program()
+        replicas = add_model(program, task.instance, model, variants=variants, cases=cases)
+        for c, n in replicas.items():
+            program.cost[n] += float(task.prices[c])
+        usable = {c for c in range(len(model.variants)) if model.upper[c] > 0}
+        program.offset = fixed_change_cost(task.instance, model, dict.fromkeys(usable, 0))
+        limits = SolveLimits(time_limit_s=task.time_limit_s, gap_ratio=task.gap_ratio)
+        solution = solve_program(program, limits, backend=task.backend)
+        bound = max(bound, solution.bound)
+        if not solution.found:
+            return PricedAnswer(status=solution.status, bound=bound)
+        counts = read_counts([model], [replicas], solution.values)[0]
+        missing = unsurvived_cases(model, counts, backend=task.backend)
+        if not missing:
+            return PricedAnswer(status=solution.status, counts=counts, bound=min(bound, solution.objective))
+        cases.extend(missing)
