@@ -2,7 +2,7 @@
 
 It exists because a measurement of the very replica beats any formula. It interpolates between points and
 refuses to answer outside them unless it was told to extrapolate. It fits nothing and reads no file
-(`telemetry.catalogue.profiles` does).
+(`telemetry.catalogue.read_profiles` does).
 """
 
 from bisect import bisect_right

@@ -72,17 +72,31 @@ class RooflineCoefficients:
 
 
 DEFAULT_COEFFICIENTS = RooflineCoefficients(
-    compute_efficiency_ratio=0.65,
-    bandwidth_efficiency_ratio=0.7,
-    layer_floor_s=1.2e-4,
-    sequence_s=6.9e-5,
-    hop_s=3.6e-6,
-    active_power_ratio=0.17,
-    compute_power_ratio=0.84,
-    memory_power_ratio=0.3,
-    provenance="placeholder",
+    compute_efficiency_ratio=0.6658,
+    bandwidth_efficiency_ratio=0.6623,
+    layer_floor_s=1.347e-4,
+    sequence_s=6.909e-5,
+    hop_s=3.477e-6,
+    active_power_ratio=0.1569,
+    compute_power_ratio=0.9541,
+    memory_power_ratio=0.3198,
+    provenance="fitted on ML.ENERGY of 2026-02-16 and Vidur operators",
 )
-SPLITWISE_COEFFICIENTS = DEFAULT_COEFFICIENTS
+"""Engines of 2024 to 2026: H100 and B200 under vLLM (ML.ENERGY), operators on A40, A100 and H100 (Vidur). Made by
+``python -m benchmarks.accuracy``, which prints the same numbers into docs/accuracy.md."""
+
+SPLITWISE_COEFFICIENTS = RooflineCoefficients(
+    compute_efficiency_ratio=0.4993,
+    bandwidth_efficiency_ratio=0.5763,
+    layer_floor_s=2.842e-4,
+    sequence_s=2.383e-4,
+    hop_s=7.886e-6,
+    active_power_ratio=0.1569,
+    compute_power_ratio=0.9541,
+    memory_power_ratio=0.3198,
+    provenance="fitted on Splitwise of 2023; watts on ML.ENERGY",
+)
+"""The engine behind Splitwise's measurements (2023, A100 and H100), for comparison with that paper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
