@@ -394,10 +394,7 @@ def _rivals(instance: GpuMixInstance, plan: GpuMixPlan, tolerance: float) -> Ite
             yield f"the best single type {single.gpu_type} cannot serve every bucket"
         if not _finite(single.cost_usd_per_h) or single.cost_usd_per_h < bound - slack:
             yield f"the best single type costs {single.cost_usd_per_h}, less than the lower bound {bound}"
-    if plan.status is PlanStatus.OPTIMAL and len(used) == 1:
-        if single is None:
-            yield "the plan uses one GPU type only, yet no best single type is named"
-        elif single.cost_usd_per_h > objective + slack:
+        if plan.status is PlanStatus.OPTIMAL and len(used) == 1 and single.cost_usd_per_h > objective + slack:
             yield f"the plan uses one GPU type only, yet the best single type costs {single.cost_usd_per_h}"
     if second is not None:
         if not set(second.gpu_types) <= set(names) or len(set(second.gpu_types)) < len(second.gpu_types):

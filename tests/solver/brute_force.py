@@ -36,6 +36,14 @@ class BruteForceAnswer:
     feasible_when_dropped: tuple[str, ...] = ()
 
 
+def cheapest_other_set(
+    instance: GpuMixInstance, used: frozenset[str], *, most_vectors: int = 2_000
+) -> float | None:
+    """Return the least objective of the plans that use another set of GPU types; None if there is none."""
+    best = _cheapest(instance, most_vectors, other_than=used)
+    return None if best is None else best[0]
+
+
 def solve_by_brute_force(instance: GpuMixInstance, *, most_vectors: int = 2_000) -> BruteForceAnswer:
     """Try everything; raises `TooLarge` where a model has more than ``most_vectors`` vectors of replicas."""
     best = _cheapest(instance, most_vectors)
@@ -71,9 +79,12 @@ def without(instance: GpuMixInstance, kind: str) -> GpuMixInstance:
     raise ValueError(kind)
 
 
-def _cheapest(instance: GpuMixInstance, most_vectors: int) -> tuple[float, tuple[Counts, ...]] | None:
+def _cheapest(
+    instance: GpuMixInstance, most_vectors: int, *, other_than: frozenset[str] | None = None
+) -> tuple[float, tuple[Counts, ...]] | None:
     """Combine the vectors of all models (at most two) and keep the cheapest within the shared limits."""
-    options = [list(_servings(model, most_vectors)) for model in instance.models]
+    least = 0 if other_than is None else 1  # a type may be used for no other reason than to be another set
+    options = [list(_servings(model, most_vectors, least)) for model in instance.models]
     if not all(options):
         return None
     tables = [
@@ -107,6 +118,9 @@ def _cheapest(instance: GpuMixInstance, most_vectors: int) -> tuple[float, tuple
         fits &= running <= instance.budget_usd_per_h + 1e-9
     if instance.power_limit_w is not None:
         fits &= power <= instance.power_limit_w + 1e-9
+    if other_than is not None:
+        in_set = np.array([offer.name in other_than for offer in instance.gpu_types])
+        fits &= ((occupied + spot > 0) != in_set).any(axis=1)
     if not fits.any():
         return None
     objective = np.where(fits, running + change / instance.horizon_h, np.inf)
@@ -141,7 +155,7 @@ def _change_cost_usd(instance: GpuMixInstance, model: ModelDemand, counts: Count
     return cost_usd
 
 
-def _most(model: ModelDemand, c: int) -> int:
+def _most(model: ModelDemand, c: int, least: int) -> int:
     """Return how many replicas of a variant an optimum needs at most.
 
     With more, one less still serves everything that the variant serves (also after losses), and costs no
@@ -156,12 +170,12 @@ def _most(model: ModelDemand, c: int) -> int:
         if row[c] > 0
     )
     serving = math.ceil(load / (1 - model.headroom_ratio) + 1e-9) + model.survive if load else 0
-    return max(serving, variant.current_replicas or 0, model.min_total_replicas)
+    return max(least, serving, variant.current_replicas or 0, model.min_total_replicas)
 
 
-def _servings(model: ModelDemand, most_vectors: int) -> Iterator[Counts]:
+def _servings(model: ModelDemand, most_vectors: int, least: int) -> Iterator[Counts]:
     """Yield the vectors of replicas that serve a model; more replicas never serve less."""
-    ranges = [range(_most(model, c) + 1) for c in range(len(model.variants))]
+    ranges = [range(_most(model, c, least) + 1) for c in range(len(model.variants))]
     if math.prod(len(counts) for counts in ranges) > most_vectors:
         raise TooLarge
     servings: set[Counts] = set()

@@ -19,8 +19,8 @@ def _maybe(strategy: st.SearchStrategy[int], *, often: int = 1) -> st.SearchStra
 
 
 @st.composite
-def _offers(draw: st.DrawFn, name: str, version: int) -> GpuOffer:
-    price_usd_per_h = draw(st.sampled_from(PRICES_USD_PER_H))
+def _offers(draw: st.DrawFn, name: str, version: int, *, free: bool) -> GpuOffer:
+    price_usd_per_h = draw(st.sampled_from(PRICES_USD_PER_H if free else PRICES_USD_PER_H[1:]))
     available = draw(_maybe(st.integers(0, 6)))
     power_w = draw(st.sampled_from((70.0, 300.0, 700.0)))
     if version == 1:
@@ -28,7 +28,7 @@ def _offers(draw: st.DrawFn, name: str, version: int) -> GpuOffer:
     whole_nodes = draw(st.sampled_from((False, False, True)))
     gpus_per_node = draw(st.sampled_from((2, 4))) if whole_nodes else None
     spot = not whole_nodes and draw(st.booleans())
-    reserved = draw(st.sampled_from((0, 0, 1, 2)))
+    reserved = draw(st.sampled_from((0, 0, 1, 2))) if free else 0
     return GpuOffer(
         name=name,
         price_usd_per_h=price_usd_per_h,
@@ -86,10 +86,17 @@ def _models(
 
 
 @st.composite
-def gpu_mix_instances(draw: st.DrawFn, *, max_models: int = 2, max_buckets: int = 3) -> GpuMixInstance:
-    """Draw a problem of one to three GPU types and at most three variants per model, often with limits."""
+def gpu_mix_instances(
+    draw: st.DrawFn, *, max_models: int = 2, max_buckets: int = 3, free: bool = True
+) -> GpuMixInstance:
+    """Draw a problem of one to three GPU types and at most three variants per model, often with limits.
+
+    ``free`` allows GPUs that cost nothing: price 0, or reserved.
+    """
     version = draw(st.sampled_from((1, 2)))
-    offers = tuple(draw(_offers(name, version)) for name in ("A", "B", "C")[: draw(st.integers(1, 3))])
+    offers = tuple(
+        draw(_offers(name, version, free=free)) for name in ("A", "B", "C")[: draw(st.integers(1, 3))]
+    )
     models = tuple(
         draw(_models(f"m{index}", offers, version, max_buckets))
         for index in range(draw(st.integers(1, max_models)))
