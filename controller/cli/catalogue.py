@@ -209,7 +209,7 @@ def models(pattern: str | None, extra: tuple[Path, ...], output: str) -> None:
         ]
         print_structured({"schema": "model-catalogue/1", "version": 1, "models": entries}, output)
         return
-    columns = ("model", "params", "active", "attn", "MoE", "context", "weights", "KV")
+    columns = ("model", "params", "active", "att", "MoE", "context", "weights", "KV")
     rows = []
     for model in found:
         recalled = model.provenance.recalled
@@ -227,7 +227,7 @@ def models(pattern: str | None, extra: tuple[Path, ...], output: str) -> None:
         )
     print_table(f"{len(rows)} models", columns, rows, right=(1, 2, 4, 5, 6, 7))
     click.echo(
-        "params in 10^9, weights in GiB as published, KV in KiB per token at 2 bytes. * recalled: check first."
+        "params in 10^9, weights in GiB as published, KV in KiB per token (2 bytes). * recalled, check first"
     )
     if not rows:
         _nothing("model", pattern)
