@@ -241,7 +241,8 @@ def test_price_zero_is_valid(tmp_path: Path) -> None:
 def test_a_user_adds_a_gpu_with_only_the_needed_facts(tmp_path: Path) -> None:
     text = (
         HEAD
-        + '[gpu.X1]\nvendor = "acme"\nmemory_gib = 48\nmemory_bandwidth_gb_per_s = 1000\ntflops_fp16 = 200\ntdp_w = 300\n'
+        + '[gpu.X1]\nvendor = "acme"\nmemory_gib = 48\nmemory_bandwidth_gb_per_s = 1000\n'
+        + "tflops_fp16 = 200\ntdp_w = 300\n"
     )
     gpu = read_gpus([write(tmp_path, text)])["X1"]
     assert gpu.memory_bytes == 48 * 2**30
