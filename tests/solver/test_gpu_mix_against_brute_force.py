@@ -101,13 +101,27 @@ def test_rivals_are_what_they_say(instance: GpuMixInstance) -> None:
     assume(used)  # who needs nothing has no rival worth naming
     other = cheapest_other_set(instance, used)
     if plan.second_best is None:
-        assert other is None
+        # A type that can serve nothing makes another set when it idles; that is no rival worth naming.
+        assert cheapest_other_set(on_types(instance, serving_types(instance)), used) is None
     elif plan.second_best.proved:
         event("second best proved")
         assert plan.second_best.cost_usd_per_h == pytest.approx(other, rel=1e-6, abs=1e-9)
     else:
         assert other is not None
         assert plan.second_best.cost_usd_per_h >= other - 1e-6
+
+
+def serving_types(instance: GpuMixInstance) -> set[str]:
+    """Return the types with a variant that serves some traffic."""
+    return {
+        variant.gpu_type
+        for model in instance.models
+        for c, variant in enumerate(model.variants)
+        if any(
+            bucket.rate_rps > 0 and row[c] > 0
+            for bucket, row in zip(model.buckets, model.throughput_rps, strict=True)
+        )
+    }
 
 
 def on_types(instance: GpuMixInstance, names: set[str]) -> GpuMixInstance:
