@@ -171,7 +171,17 @@ def report(rows: Sequence[Judged], *, seeds: Sequence[int], count: int) -> str:
         _INTRODUCTION.format(count=count, seeds=len(seeds)),
         "",
     ]
-    columns = ("replica", "mixture", "engine", "SLO", "predicted rps", "limit", "simulated rps", "±", "error")
+    columns: tuple[str, ...] = (
+        "replica",
+        "mixture",
+        "engine",
+        "SLO",
+        "predicted rps",
+        "limit",
+        "simulated rps",
+        "±",
+        "error",
+    )
     columns += ("linear, standalone", "linear, mixed")
     lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:

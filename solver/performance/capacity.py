@@ -311,7 +311,7 @@ class _Cases:
         self.kappa_var = (stay * (context**2 + self.gaps**2 / 12.0)).sum(axis=1) - self.kappa**2
         g2 = (w * self.gaps**2).sum(axis=1)
         self.residual_gaps = g2 / (2.0 * np.maximum(self.g, _TINY))
-        self.cv2 = np.where(self.g > 0, g2 / np.maximum(self.g, _TINY) ** 2 - 1.0, 0.0)
+        self.cv2 = np.where(self.g > 0, g2 / np.maximum(self.g, 1e-9) ** 2 - 1.0, 0.0)
 
         # Slots: the batch limit, or KV tokens in units of requests.
         largest = np.where(w > 0, reserve, 0.0).max(axis=1)
@@ -329,8 +329,7 @@ class _Cases:
         self.units = units
         self.whole_m = np.floor(self.m).astype(np.int64)
         self.decode_units = r.decode_s(units[None, :] * self.z[:, None], self.kappa[:, None])
-        self.log_units = np.cumsum(np.log(self.decode_units) - np.log(units), axis=1)
-        self.log_units[units[None, :] > self.whole_m[:, None]] = -np.inf
+        self.no_slot = units[None, :] > self.whole_m[:, None]
         self.decode_m = r.decode_s(self.m * self.z, self.kappa)
         self.decode_1 = r.decode_s(np.ones_like(self.m), self.kappa)
 
@@ -373,9 +372,10 @@ class _Cases:
             fluid = prompt / room[:, None]
             own = chunks * decode[:, None] + x
             service = fluid * (decode + full)[:, None] + self.attention
-            # The busier, the more chunks are filled up by the next prompt.
-            busy = np.minimum(rate * (w * service).sum(axis=1), 1.0)[:, None]
-            service = busy * service + (1.0 - busy) * own
+            # A last chunk that no other prompt fills up costs a whole iteration all the same.
+            busy = np.minimum(rate * (w * service).sum(axis=1), 1.0)
+            unfilled = (1.0 - busy) * np.exp(-rate * iteration)
+            service += (unfilled * decode)[:, None] * (chunks - fluid)
         else:
             service = x
             own = x
@@ -407,21 +407,17 @@ class _Cases:
             left_over = np.zeros_like(own)
         prompt_wait = own + (backlog + (1.0 - rho) * rest / 2.0)[:, None]
 
-        # Sequences in service.
-        decode_time = self.g * iteration
+        # Sequences in service: those in prefill hold a slot too.
         in_prefill = (w * prompt_wait).sum(axis=1)
-        more = 1.0 + in_prefill / np.maximum(decode_time, 1e-9)
+        more = 1.0 + in_prefill / np.maximum(self.g * iteration, 1e-9)
         nothing = self.g <= 0.0
-        # Without any decode the slots hold prompts only.
-        log_load = np.where(
-            nothing,
-            np.log(np.maximum(rate * in_prefill / self.z, _TINY)) - np.log(self.decode_1),
-            np.log(np.maximum(nu * more / free / self.z, _TINY)),
-        )
-        u = np.exp(log_load) * self.decode_m / self.m
+        stay = (self.g / free)[:, None] * self.decode_units + in_prefill[:, None]
+        arrivals = rate / self.z
+        log_p = np.cumsum(np.log(np.maximum(arrivals[:, None] * stay / self.units, _TINY)), axis=1)
+        log_p[self.no_slot] = -np.inf
+        u = arrivals * (self.g / free * self.decode_m + in_prefill) / self.m
         stable &= u < 1.0
         beyond = np.minimum(u, 1.0 - 1e-6)
-        log_p = self.log_units + log_load[:, None] * self.units[None, :]
         top = np.maximum(log_p.max(axis=1), 0.0)
         p = np.exp(log_p - top[:, None])
         empty = np.exp(-top)
