@@ -34,14 +34,15 @@ def print_table(
 
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
     console.width = min(console.width, TABLE_WIDTH)
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(("-" if cell is None else str(cell)) for cell in row))
+    if title:
+        console.print(f"\n{title}", style="bold", markup=False)
     console.print(table)
+    console.print()
 
 
 class Advance(Protocol):

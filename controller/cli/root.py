@@ -8,11 +8,11 @@ target, 4 stopped at the time limit.
 import importlib
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 import click
 
+from controller.cli.answers import ballast_version
 from solver.domain.errors import InputError
 
 COMMANDS = {
@@ -40,13 +40,6 @@ class LazyGroup(click.Group):
         return command
 
 
-def _version() -> str:
-    try:
-        return version("kube-ballast")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"
-
-
 @click.command(
     cls=LazyGroup,
     context_settings={
@@ -55,7 +48,7 @@ def _version() -> str:
         "auto_envvar_prefix": "BALLAST",
     },
 )
-@click.version_option(_version(), prog_name="ballast")
+@click.version_option(ballast_version(), prog_name="ballast")
 def ballast() -> None:
     """Plan GPUs, phases, experts and power for LLM serving.
 
@@ -68,8 +61,21 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+def _keep_stdout_for_answers() -> None:
+    """Send what native libraries print on file descriptor 1 away from our answers.
+
+    HiGHS prints a line of its own now and then, which would break JSON on a pipe. Python keeps writing to the real
+    standard output; workers inherit the redirected descriptor. BALLAST_DEBUG shows such lines on stderr.
+    """
+    answers = os.dup(1)
+    target = 2 if os.environ.get("BALLAST_DEBUG") else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(target, 1)
+    sys.stdout = open(answers, "w", encoding=sys.stdout.encoding, closefd=True)  # noqa: SIM115, PTH123 - lives as long as the process
+
+
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; never returns and never shows a stack trace (BALLAST_DEBUG=1 shows it)."""
+    _keep_stdout_for_answers()
     try:
         result = ballast.main(args=args, prog_name="ballast", standalone_mode=False)
     except click.UsageError as error:

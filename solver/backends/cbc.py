@@ -20,10 +20,13 @@ _CONTINUOUS = re.compile(r"^Continuous objective value is ([-+0-9.eE]+)", re.MUL
 SMALLEST_TIME_LIMIT_S = 0.5
 
 
-def _model(program: Program, *, relaxed: bool) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
+def _model(
+    program: Program, *, relaxed: bool
+) -> tuple[pulp.LpProblem, list[pulp.LpVariable], list[list[pulp.LpConstraint]]]:
+    """Write the arrays as a PuLP problem; a row with two different sides becomes two constraints."""
     problem = pulp.LpProblem("ballast", pulp.LpMinimize)
     variables = [
-        pulp.LpVariable(
+        problem.add_variable(
             f"v{j}",
             None if math.isinf(program.lower[j]) else program.lower[j],
             None if math.isinf(program.upper[j]) else program.upper[j],
@@ -39,17 +42,22 @@ def _model(program: Program, *, relaxed: bool) -> tuple[pulp.LpProblem, list[pul
         program.entry_rows, program.entry_columns, program.entry_values, strict=True
     ):
         rows[row].append((variables[column], value))
+    constraints: list[list[pulp.LpConstraint]] = []
     for index, terms in enumerate(rows):
         lower, upper = program.row_lower[index], program.row_upper[index]
-        expression = pulp.LpAffineExpression(terms)
-        if lower == upper:
-            problem += pulp.LpConstraint(expression, pulp.LpConstraintEQ, f"r{index}", lower)
-            continue
-        if not math.isinf(lower):
-            problem += pulp.LpConstraint(expression, pulp.LpConstraintGE, f"r{index}", lower)
-        if not math.isinf(upper):
-            problem += pulp.LpConstraint(expression, pulp.LpConstraintLE, f"u{index}", upper)
-    return problem, variables
+        sides = [(pulp.LpConstraintEQ, f"e{index}", lower)] if lower == upper else []
+        if lower != upper and not math.isinf(lower):
+            sides.append((pulp.LpConstraintGE, f"l{index}", lower))
+        if lower != upper and not math.isinf(upper):
+            sides.append((pulp.LpConstraintLE, f"u{index}", upper))
+        made = [
+            pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, side)
+            for sense, name, side in sides
+        ]
+        for constraint in made:
+            problem += constraint
+        constraints.append(made)
+    return problem, variables, constraints
 
 
 def _proved_bound(log: str, offset: float) -> float:
@@ -60,11 +68,12 @@ def _proved_bound(log: str, offset: float) -> float:
 
 def solve_with_cbc(program: Program, limits: SolveLimits, *, relaxed: bool = False) -> Solution:
     """Solve with CBC, one thread; ``relaxed`` drops integrality. Raises `BackendError` without a verdict."""
-    problem, variables = _model(program, relaxed=relaxed)
+    problem, variables, constraints = _model(program, relaxed=relaxed)
     with tempfile.TemporaryDirectory(prefix="ballast-cbc-") as folder:
         log_path = Path(folder, "cbc.log")
         problem.solve(
-            pulp.PULP_CBC_CMD(
+            pulp.COIN_CMD(
+                path=pulp.PULP_CBC_CMD.pulp_cbc_path,  # the CBC that PuLP brings along
                 msg=False,
                 threads=1,
                 timeLimit=max(limits.time_limit_s, SMALLEST_TIME_LIMIT_S),
@@ -90,13 +99,7 @@ def solve_with_cbc(program: Program, limits: SolveLimits, *, relaxed: bool = Fal
         bound = max(objective - allowed, _proved_bound(log, program.offset)) if allowed > 0 else objective
         duals = np.empty(0)
         if relaxed or not any(program.integer):
-            by_name = problem.constraints
-            duals = np.array(
-                [
-                    sum(by_name[name].pi or 0.0 for name in (f"r{i}", f"u{i}") if name in by_name)
-                    for i in range(program.rows)
-                ]
-            )
+            duals = np.array([sum(side.pi or 0.0 for side in sides) for sides in constraints])
         return Solution(
             status=SolveStatus.OPTIMAL,
             objective=objective,

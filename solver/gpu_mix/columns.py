@@ -11,9 +11,9 @@ The answer is then improved by solving a few models at a time exactly beside the
 Source: Dantzig-Wolfe decomposition; smoothing of prices after Wentges (1997).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,15 @@ from solver.gpu_mix.relaxation import Prices, relaxed_prices
 from solver.pools.purchase import add_purchase, change_cost_usd
 
 PRICING_GAP_RATIO = 1e-5
-HASTY_PRICING_GAP_RATIO = 2e-3
+HASTY_PRICING_GAP_RATIO = 1e-2
 HASTY_BELOW_S = 15.0
 """With less time than this models are priced less exactly, so that prices can move a few times."""
+LEAST_LIMIT_S = 0.2
+SKETCH_RATIO = 0.15
+"""First columns only use variants that serve some bucket at most so much dearer than the cheapest one."""
+MOST_SKETCHES = 8
+SKETCH_GAIN_RATIO = 0.003
+"""Sketching ends once a round gains less than this."""
 SMOOTHING = 0.5
 """Weight of the best prices so far in the prices that are tried next."""
 CONVERGED_RATIO = 1e-5
@@ -43,7 +49,6 @@ STALE_ROUNDS = 4
 SMALLEST_GAIN_USD = 1e-7
 WHOLE_UP_TO_INTEGERS = 250
 """Up to so many replica counts one program gets half of the time that is left, since it can prove an optimum."""
-COMBINE_RESERVE_S = 1.0
 COMBINE_LIMIT_S = 10.0
 OVERRUN_STEP = 4.0
 """Factor by which exceeding a limit in the master gets dearer while no answer keeps all limits."""
@@ -76,9 +81,15 @@ class Master:
         self.bounds = [[] for _ in self.models]
 
     def known_bound(self, position: int, prices: NDArray[np.float64]) -> float:
-        """Best bound that earlier prices prove: the least cost never falls when no price falls."""
+        """Best bound that earlier prices prove: the least cost never falls when no price falls.
+
+        Without any, the bound of Mélange's relaxation: every bucket at its cheapest variant, fractions allowed.
+        """
         proved = [bound for earlier, bound in self.bounds[position] if (prices >= earlier - 1e-12).all()]
-        return max(proved, default=-np.inf)
+        model = self.models[position]
+        if model.buckets:
+            proved.append(float(model.priced_load(prices).min(axis=1).sum()) / model.capacity_ratio)
+        return max(proved, default=0.0)
 
     def cheapest(self, position: int, prices: NDArray[np.float64]) -> float:
         """Cost of the cheapest known column of a model at prices per replica."""
@@ -194,6 +205,8 @@ class ColumnSearch:
     executor: Executor | None
     seed: int
     master: Master = field(init=False)
+    bare: GpuMixInstance = field(init=False)
+    """The instance without its models: all that a pricing process needs to know of it."""
     bound: float = -np.inf
     best: tuple[tuple[int, ...], ...] | None = None
     best_cost: float = np.inf
@@ -202,6 +215,7 @@ class ColumnSearch:
 
     def __post_init__(self) -> None:
         self.master = Master(self.instance, self.models)
+        self.bare = replace(self.instance, models=())
 
     @property
     def close_enough(self) -> bool:
@@ -211,44 +225,69 @@ class ColumnSearch:
         )
 
     def price_all(self, prices: Prices) -> bool:
-        """Price every model, keep the new columns and the bound; returns whether any column is new.
+        """Price every model exactly, keep the new columns and the bound; returns whether any column is new.
 
         A model is not solved again where an earlier bound proves that a known column is still best: its bound at
-        prices p holds at all prices >= p.
+        prices p holds at all prices >= p. Models whose answer the deadline cuts off count with such a bound too.
         """
-        bare = without_models(self.instance)
         gap_ratio = HASTY_PRICING_GAP_RATIO if self.hasty else PRICING_GAP_RATIO
-        total = 0.0
+        proved: list[float] = []
         tasks: dict[int, PricingTask] = {}
         for position, model in enumerate(self.models):
             replica_prices = model.replica_prices(prices.used, prices.spot)
             known = self.master.known_bound(position, replica_prices)
-            if self.master.cheapest(position, replica_prices) <= known + gap_ratio * abs(known):
-                total += known
-                continue
-            tasks[position] = PricingTask(
-                instance=bare,
-                model=model,
-                prices=replica_prices,
-                gap_ratio=gap_ratio,
-                time_limit_s=max(0.2, self.deadline.remaining_s()),
-                backend=self.backend,
-            )
-        answers: Iterator[PricedAnswer] = (
-            map(price_model, tasks.values())
-            if self.executor is None
-            else self.executor.map(price_model, tasks.values(), chunksize=2)
-        )
+            proved.append(known)
+            if self.master.cheapest(position, replica_prices) > known + gap_ratio * abs(known):
+                tasks[position] = self._task(model, replica_prices, gap_ratio)
         new = False
-        for (position, task), answer in zip(tasks.items(), answers, strict=True):
-            total += answer.bound
-            self.master.bounds[position].append((task.prices, answer.bound))
+        for position, answer in self._answers(tasks):
+            proved[position] = max(proved[position], answer.bound)
+            self.master.bounds[position].append((tasks[position].prices, answer.bound))
             if answer.counts is not None:
                 new |= self.master.propose(position, answer.counts)
-        limits = SolveLimits(time_limit_s=max(0.2, self.deadline.remaining_s()))
-        total += purchase_bound(self.instance, prices, self.models, limits, self.backend)
-        self.bound = max(self.bound, total)
+        limits = SolveLimits(time_limit_s=max(LEAST_LIMIT_S, self.deadline.remaining_s()))
+        proved.append(purchase_bound(self.instance, prices, self.models, limits, self.backend))
+        self.bound = max(self.bound, sum(proved))
         return new
+
+    def sketch_all(self, prices: Prices) -> bool:
+        """Propose a column per model from its most competitive variants only: quick, and proves nothing."""
+        tasks = {}
+        for position, model in enumerate(self.models):
+            replica_prices = model.replica_prices(prices.used, prices.spot)
+            tasks[position] = replace(
+                self._task(model, replica_prices, HASTY_PRICING_GAP_RATIO), competitive_ratio=SKETCH_RATIO
+            )
+        new = False
+        for position, answer in self._answers(tasks):
+            if answer.counts is not None:
+                new |= self.master.propose(position, answer.counts)
+        return new
+
+    def _task(self, model: ServedModel, replica_prices: NDArray[np.float64], gap_ratio: float) -> PricingTask:
+        return PricingTask(
+            instance=self.bare,
+            model=model,
+            prices=replica_prices,
+            gap_ratio=gap_ratio,
+            time_limit_s=max(LEAST_LIMIT_S, self.deadline.remaining_s()),
+            backend=self.backend,
+        )
+
+    def _answers(self, tasks: Mapping[int, PricingTask]) -> Iterator[tuple[int, PricedAnswer]]:
+        """Yield answers in the order of the models; those not there at the deadline are left out."""
+        if self.executor is None:
+            for position, task in tasks.items():
+                if self.deadline.passed():
+                    return
+                yield position, price_model(task)
+            return
+        futures = {position: self.executor.submit(price_model, task) for position, task in tasks.items()}
+        for position, future in futures.items():
+            try:
+                yield position, future.result(timeout=self.deadline.remaining_s())
+            except TimeoutError:
+                future.cancel()
 
     def combine(self, seconds: float) -> None:
         """Take the best whole choice of columns as the answer, if it beats the one so far."""
@@ -266,7 +305,7 @@ class ColumnSearch:
     def relaxed_master(self) -> tuple[Solution, Prices]:
         """Solve the master without integrality; prices are the duals of the use rows."""
         relaxed = _master_program(self.master, whole=False, overrun_usd=self.overrun_usd)
-        limits = SolveLimits(time_limit_s=max(0.2, self.deadline.remaining_s()))
+        limits = SolveLimits(time_limit_s=max(LEAST_LIMIT_S, self.deadline.remaining_s()))
         solution = solve_program(relaxed.program, limits, backend=self.backend, relaxed=True)
         duals = solution.row_duals
         return solution, Prices(
@@ -343,26 +382,31 @@ class ColumnSearch:
         return OtherUse(used, spot)
 
 
-def without_models(instance: GpuMixInstance) -> GpuMixInstance:
-    """Leave the models out: what a pricing process needs to know of an instance."""
-    return GpuMixInstance(
-        name=instance.name,
-        gpu_types=instance.gpu_types,
-        models=(),
-        start_cost_usd=instance.start_cost_usd,
-        stop_cost_usd=instance.stop_cost_usd,
-        horizon_h=instance.horizon_h,
-    )
+def _sketch(search: ColumnSearch, prices: Prices) -> None:
+    """Find a first answer from quick columns, with limits that cost more as long as none keeps them all."""
+    for _ in range(MOST_SKETCHES):
+        new = search.sketch_all(prices)
+        if search.deadline.passed() or not all(search.master.columns):
+            return
+        _, prices = search.relaxed_master()
+        before = search.best_cost
+        search.combine(COMBINE_LIMIT_S)
+        if search.best_cost > before * (1.0 - SKETCH_GAIN_RATIO):
+            return
+        if not new:
+            search.overrun_usd *= OVERRUN_STEP
 
 
 def _generate(search: ColumnSearch, prices: Prices) -> None:
     """Let prices and columns follow each other until the bound meets the master or time runs short."""
     clock = search.deadline.clock
     search.hasty = search.deadline.remaining_s() < HASTY_BELOW_S
+    _sketch(search, prices)
+    began_s = clock()
     search.price_all(prices)
     centre = prices
-    pass_s = 0.0
-    while not search.deadline.passed():
+    while not search.deadline.passed() and all(search.master.columns):
+        pass_s = clock() - began_s
         solution, target = search.relaxed_master()
         if solution.objective < search.best_cost:
             search.combine(max(0.5, 0.2 * search.deadline.remaining_s()))
@@ -370,12 +414,11 @@ def _generate(search: ColumnSearch, prices: Prices) -> None:
             solution.objective
         ):
             return
-        if search.best is not None and search.deadline.remaining_s() < 1.5 * pass_s + COMBINE_RESERVE_S:
+        if search.best is not None and search.deadline.remaining_s() < pass_s:
             return
         began_s, before = clock(), search.bound
         trial = target.towards(centre, SMOOTHING if search.best is not None else 0.0)
         new = search.price_all(trial)
-        pass_s = clock() - began_s
         if search.bound > before:
             centre = trial
         if not new and not search.price_all(target):

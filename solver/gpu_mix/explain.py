@@ -108,12 +108,12 @@ class _Explainer:
                     break
                 if model.least_replicas and not own.any():
                     break
-                price = (
-                    np.where(model.spot, offer.spot_price_usd_per_h or 0.0, offer.price_usd_per_h)
-                    * model.gpus
+                types = len(self.instance.gpu_types)
+                price = model.replica_prices(
+                    np.full(types, offer.price_usd_per_h), np.full(types, offer.spot_price_usd_per_h or 0.0)
                 )
                 if model.buckets:
-                    total += float((model.load[:, own] * price[own]).min(axis=1).sum())
+                    total += float(model.priced_load(price)[:, own].min(axis=1).sum())
             else:
                 # Reserved GPUs are free, so a bound must not charge them.
                 bounds[offer.name] = max(0.0, total - offer.reserved * offer.price_usd_per_h)

@@ -80,6 +80,15 @@ class ServedModel:
         prices: NDArray[np.float64] = np.where(self.spot, spot[self.gpu], used[self.gpu]) * self.gpus
         return prices
 
+    def priced_load(self, prices: NDArray[np.float64]) -> NDArray[np.float64]:
+        """US$ per hour [B, C] of serving a whole bucket on one variant, fractions of replicas allowed.
+
+        ``prices`` [C] are US$ per replica and hour; infinite where a variant cannot serve.
+        """
+        finite = np.where(self.served_by, self.load, 0.0)
+        priced: NDArray[np.float64] = np.where(self.served_by, finite * prices, np.inf)
+        return priced
+
     @property
     def limits_spot(self) -> bool:
         """Whether the spot share can bind."""

@@ -23,12 +23,14 @@ class PricingTask:
     """What a process needs to price one model: ``prices`` [C] are US$ per replica and hour."""
 
     instance: GpuMixInstance
-    """Only its change costs and horizon are read; see `without_models`."""
+    """Without models: only its change costs and horizon are read."""
     model: ServedModel
     prices: NDArray[np.float64]
     gap_ratio: float
     time_limit_s: float
     backend: BackendName
+    competitive_ratio: float | None = None
+    """Leave out variants that serve no bucket within so much of the cheapest; the bound is then not proved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,19 @@ def undominated(model: ServedModel, prices: NDArray[np.float64]) -> list[int]:
     return sorted(kept)
 
 
+def competitive(
+    model: ServedModel, prices: NDArray[np.float64], variants: Sequence[int], ratio: float
+) -> list[int]:
+    """Variants that serve some bucket at most ``ratio`` dearer than the cheapest variant does, or run already."""
+    cost = model.priced_load(prices)[:, variants]
+    near = (cost <= (1.0 + ratio) * cost.min(axis=1, keepdims=True)).any(axis=0)
+    return [
+        c
+        for c, kept in zip(variants, near, strict=True)
+        if kept or model.variants[c].current_replicas is not None
+    ]
+
+
 def _stands_in(
     model: ServedModel,
     rate: NDArray[np.float64],
@@ -95,6 +110,8 @@ def price_model(task: PricingTask) -> PricedAnswer:
         variants = [c for c in range(len(model.variants)) if model.upper[c] > 0]
     else:
         variants = undominated(model, task.prices)
+        if task.competitive_ratio is not None and not model.must_survive and not model.limits_spot:
+            variants = competitive(model, task.prices, variants, task.competitive_ratio)
     cases: list[LossCase] = []
     bound = -np.inf
     while True:

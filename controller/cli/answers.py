@@ -1,0 +1,104 @@
+"""How plans are written for programs: the stable JSON answers of the contracts, and their exit codes.
+
+It exists so that the command, the report and the controller write one and the same answer. Numbers are rounded to
+nine decimals, far below any tolerance, so that sums of prices read as people expect.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
+
+DECIMALS = 9
+
+
+def ballast_version() -> str:
+    """Version of the installed distribution, or 'unknown' in a checkout that was never installed."""
+    try:
+        return version("kube-ballast")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), DECIMALS)
+
+
+def gpu_mix_answer(
+    instance: GpuMixInstance, plan: GpuMixPlan, *, solve_s: float | None = None
+) -> dict[str, Any]:
+    """Write ``gpu-mix-plan/1``; ``solve_s`` is left out when None, so that equal runs give equal bytes."""
+    names = [model.name for model in instance.models]
+    timing = {} if solve_s is None else {"solve_s": round(solve_s, 6)}
+    rival, single, reason = plan.second_best, plan.best_single_type, plan.infeasible
+    return {
+        "schema": "gpu-mix-plan/1",
+        "version": ballast_version(),
+        "instance": instance.name,
+        "status": str(plan.status),
+        "objective": _rounded(plan.objective),
+        "cost_usd_per_h": _rounded(plan.objective),
+        "running_cost_usd_per_h": _rounded(plan.running_cost_usd_per_h),
+        "change_cost_usd": _rounded(plan.change_cost_usd),
+        "lower_bound_usd_per_h": _rounded(plan.lower_bound_usd_per_h),
+        "gap_ratio": _rounded(plan.gap_ratio),
+        **timing,
+        "method": plan.method,
+        "replicas": dict(zip(names, map(list, plan.replicas), strict=False)),
+        "routing": [
+            {
+                "model": share.model,
+                "bucket": share.bucket,
+                "config": share.config,
+                "share": round(share.share, 12),
+            }
+            for share in plan.routing
+        ],
+        "load_ratio": {
+            name: [_rounded(load) for load in row] for name, row in zip(names, plan.load_ratio, strict=False)
+        },
+        "gpus": {
+            offer.name: {"on_demand": bought, "spot": spot}
+            for offer, bought, spot in zip(instance.gpu_types, plan.bought_gpus, plan.spot_gpus, strict=False)
+        },
+        "power_w": _rounded(plan.power_w),
+        "best_single_type": None
+        if single is None
+        else {"gpu_type": single.gpu_type, "cost_usd_per_h": _rounded(single.cost_usd_per_h)},
+        "second_best": None
+        if rival is None
+        else {
+            "gpu_types": list(rival.gpu_types),
+            "cost_usd_per_h": _rounded(rival.cost_usd_per_h),
+            "proved": rival.proved,
+        },
+        "binding": [
+            {
+                "kind": limit.kind,
+                "name": limit.name,
+                "price_usd_per_unit": _rounded(limit.price_usd_per_unit),
+                "step_units": limit.step_units,
+            }
+            for limit in plan.binding
+        ],
+        "infeasible": None
+        if reason is None
+        else {
+            "kind": reason.kind,
+            "models": list(reason.models),
+            "buckets": list(reason.buckets),
+            "gpu_types": list(reason.gpu_types),
+            "message": reason.message,
+        },
+    }
+
+
+def plan_exit_code(plan: GpuMixPlan, *, gap_ratio: float) -> int:
+    """0 solved to the requested gap, 3 infeasible, 4 stopped at the time limit."""
+    if plan.status == PlanStatus.INFEASIBLE:
+        return 3
+    if plan.status == PlanStatus.OPTIMAL:
+        return 0
+    if plan.status == PlanStatus.FEASIBLE and plan.gap_ratio is not None and plan.gap_ratio <= gap_ratio:
+        return 0
+    return 4

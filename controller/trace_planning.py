@@ -1,0 +1,199 @@
+"""From a recorded trace to a plan: reads trace and catalogues, then lets the pure planner decide.
+
+It exists so that ``ballast plan gpus --trace`` and ``ballast demo`` ask the same question in the same way. It holds
+no decision: which variants exist, what they sustain and which are bought is decided in ``solver``.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from controller.planning import worker_processes
+from solver.domain.demand import Demand, RateBasis, demand_of
+from solver.domain.errors import InputError
+from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, GpuOffer, RequestBucket
+from solver.domain.hardware import GpuType
+from solver.domain.llm import ModelShape
+from solver.domain.slo import Slo
+from solver.domain.trace_summary import TraceSummary, summarise
+from solver.gpu_mix.from_demand import (
+    LeftOut,
+    RoutedLoad,
+    build_gpu_mix_instance,
+    candidate_variants,
+    offer_of,
+    routed_loads,
+)
+from solver.gpu_mix.settle import SettledPlan, solve_for_demand
+from solver.gpu_mix.solve import SolveOptions
+from solver.performance.book import PerformanceBook
+from telemetry.catalogue.read import find_gpu, find_model, read_gpus, read_models
+from telemetry.catalogue.read_profiles import read_profiles
+from telemetry.sources.traces.read import open_trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceQuestion:
+    """What to plan: models, GPU types, SLO, rate. Names are as users write them; aliases are fine.
+
+    Every model is planned for the whole traffic of the trace.
+    """
+
+    models: tuple[str, ...]
+    slo: Slo
+    gpu_types: tuple[str, ...] = ()
+    """Empty: every type of the catalogue that has a price and known watts."""
+    precisions: tuple[str, ...] = ()
+    """Empty: each model's own."""
+    largest_bucket_count: int = 30
+    rate: RateBasis = "peak"
+    window_s: float = 300.0
+    rate_scale: float = 1.0
+    headroom_ratio: float = 0.1
+    catalogue_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogues:
+    """What is known of GPUs and models, and the performance models made of it."""
+
+    gpus: Mapping[str, GpuType]
+    models: Mapping[str, ModelShape]
+    book: PerformanceBook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandPlan:
+    """A settled plan, and the variants that could not be offered with the reason why."""
+
+    settled: SettledPlan
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracePlan:
+    """The question, what was read, and the settled plan."""
+
+    question: TraceQuestion
+    trace_name: str
+    trace_sha256: str
+    dropped_rows: Mapping[str, int]
+    summary: TraceSummary
+    demand: Demand
+    settled: SettledPlan
+    left_out: tuple[LeftOut, ...]
+    solve_s: float
+
+    @property
+    def plan(self) -> GpuMixPlan:
+        """The plan itself."""
+        return self.settled.plan
+
+
+def read_catalogues(files: Sequence[Path] = ()) -> Catalogues:
+    """Read the shipped catalogues, with the user's files on top."""
+    gpus, models = read_gpus(files), read_models(files)
+    tables = read_profiles(gpus, models)
+    return Catalogues(gpus=gpus, models=models, book=PerformanceBook(gpus=gpus, models=models, tables=tables))
+
+
+def offers_of(catalogues: Catalogues, names: Sequence[str]) -> tuple[GpuOffer, ...]:
+    """Offer the named GPU types, or all with a price."""
+    if names:
+        found = [find_gpu(catalogues.gpus, name) for name in names]
+    else:
+        found = [gpu for gpu in catalogues.gpus.values() if gpu.price_usd_per_h is not None]
+    return tuple(offer_of(gpu) for gpu in dict.fromkeys(found))
+
+
+def summarise_trace(
+    path: str | Path, *, window_s: float, trace_format: str | None = None, seed: int = 0
+) -> tuple[TraceSummary, str, str, dict[str, int]]:
+    """Read a trace once in bounded memory; returns summary, name, sha256 and what was dropped why."""
+    with open_trace(path, format=trace_format, seed=seed) as stream:
+        summary = summarise(stream, windows_s=(window_s,))
+        return summary, stream.name, stream.sha256, dict(stream.dropped)
+
+
+def scaled_buckets(demand: Demand, factor: float) -> tuple[RequestBucket, ...]:
+    """Multiply all rates."""
+    return tuple(replace(bucket, rate_rps=bucket.rate_rps * factor) for bucket in demand.buckets)
+
+
+def plan_demand(
+    demand: Demand,
+    question: TraceQuestion,
+    catalogues: Catalogues,
+    *,
+    name: str,
+    options: SolveOptions,
+    workers: int | None = None,
+) -> DemandPlan:
+    """Plan one demand for all models of a question."""
+    shapes = [find_model(catalogues.models, model) for model in question.models]
+    if len({shape.name for shape in shapes}) < len(shapes):
+        raise InputError("a model is named twice", right="each model once")
+    offers = offers_of(catalogues, question.gpu_types)
+    buckets = scaled_buckets(demand, question.rate_scale)
+    variants = {
+        shape.name: candidate_variants(
+            offers, precisions=question.precisions or (str(shape.default_precision),)
+        )
+        for shape in shapes
+    }
+
+    built = build_gpu_mix_instance(
+        name=name,
+        demands={shape.name: buckets for shape in shapes},
+        offers=offers,
+        variants=variants,
+        performance=catalogues.book.performance,
+        slo=question.slo,
+        headroom_ratio=question.headroom_ratio,
+    )
+
+    def judge(instance: GpuMixInstance, plan: GpuMixPlan) -> tuple[RoutedLoad, ...]:
+        return routed_loads(instance, plan, performance=catalogues.book.performance, slo=question.slo)
+
+    with worker_processes(len(shapes), workers) as executor:
+        settled = solve_for_demand(
+            built.instance, judge=judge, options=options, clock=time.monotonic, executor=executor
+        )
+    return DemandPlan(settled=settled, left_out=built.left_out)
+
+
+def plan_trace(
+    path: str | Path,
+    question: TraceQuestion,
+    *,
+    options: SolveOptions,
+    workers: int | None = None,
+    trace_format: str | None = None,
+) -> TracePlan:
+    """Read a trace and plan for it."""
+    began_s = time.monotonic()
+    catalogues = read_catalogues(question.catalogue_files)
+    summary, name, sha256, dropped = summarise_trace(
+        path, window_s=question.window_s, trace_format=trace_format, seed=options.seed
+    )
+    demand = demand_of(
+        summary,
+        largest_bucket_count=question.largest_bucket_count,
+        rate=question.rate,
+        window_s=question.window_s,
+    )
+    planned = plan_demand(
+        demand, question, catalogues, name=Path(name).name, options=options, workers=workers
+    )
+    return TracePlan(
+        question=question,
+        trace_name=name,
+        trace_sha256=sha256,
+        dropped_rows=dropped,
+        summary=summary,
+        demand=demand,
+        settled=planned.settled,
+        left_out=planned.left_out,
+        solve_s=time.monotonic() - began_s,
+    )
