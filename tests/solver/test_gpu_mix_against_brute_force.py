@@ -99,16 +99,17 @@ def test_rivals_are_what_they_say(instance: GpuMixInstance) -> None:
         if any(gpus)
     )
     assume(used)  # who needs nothing has no rival worth naming
-    other = cheapest_other_set(instance, used)
+    least = cheapest_other_set(instance, used)
+    # A type that can serve nothing makes another set when it idles: the solver may name it, but need not.
+    sensible = cheapest_other_set(on_types(instance, serving_types(instance)), used)
     if plan.second_best is None:
-        # A type that can serve nothing makes another set when it idles; that is no rival worth naming.
-        assert cheapest_other_set(on_types(instance, serving_types(instance)), used) is None
-    elif plan.second_best.proved:
+        assert sensible is None
+        return
+    assert least is not None
+    assert plan.second_best.cost_usd_per_h >= least - 1e-6
+    if plan.second_best.proved and sensible is not None:
         event("second best proved")
-        assert plan.second_best.cost_usd_per_h == pytest.approx(other, rel=1e-6, abs=1e-9)
-    else:
-        assert other is not None
-        assert plan.second_best.cost_usd_per_h >= other - 1e-6
+        assert plan.second_best.cost_usd_per_h <= sensible + 1e-6
 
 
 def serving_types(instance: GpuMixInstance) -> set[str]:
