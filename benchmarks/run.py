@@ -310,7 +310,8 @@ def bench_stability(setting: Setting) -> Iterator[Result]:
         ]
         overs_all_in.append(all_in_usd[0] / all_in_usd[1] - 1)
         say(
-            f"stability: {rate_rps:g}/s {ours_changes[-1]} changes, running cost {overs[-1]:+.2%} (best fixed plan {overs_fixed[-1]:+.2%}) over memoryless"
+            f"stability: {rate_rps:g}/s {ours_changes[-1]} changes,"
+            f" running cost {overs[-1]:+.2%} (best fixed plan {overs_fixed[-1]:+.2%}) over memoryless"
             f" ({memoryless_changes[-1]} changes), {overs_all_in[-1]:+.2%} with change cost on both sides"
         )
     name = f"stability, {steps} steps"
