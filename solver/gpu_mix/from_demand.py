@@ -33,6 +33,10 @@ from solver.performance.protocol import OutsideRangeError, PerformanceModel, Rep
 
 PerformanceOf = Callable[[ReplicaKind], PerformanceModel]
 
+_SETTLED = 0.01
+_STRONGEST = 0.5
+"""One round changes a column by a factor of two at most: far from the routed mixture the ratio says little."""
+
 REPLICA_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes that serving engines run and head counts divide by."""
 
@@ -69,6 +73,22 @@ class RoutedLoad:
     """rate / (replicas × capacity); above 1 the SLO is predicted to be missed. Infinite where capacity is 0."""
     linear_load_ratio: float
     """The same as the solver counts it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoundPlan:
+    """A plan with the loads it really puts on its replicas, and the (corrected) instance that it solves."""
+
+    instance: GpuMixInstance
+    plan: GpuMixPlan
+    loads: tuple[RoutedLoad, ...]
+    worst_ratio: float
+    """Largest load over what headroom leaves; above 1 some variant is predicted to break its promise."""
+
+    @property
+    def within_slo(self) -> bool:
+        """Whether every variant is predicted to hold the SLO with its headroom, to within 1 %."""
+        return self.worst_ratio <= 1.0 + _SETTLED
 
 
 def offer_of(gpu: GpuType, *, available: int | None = None) -> GpuOffer:
@@ -130,9 +150,8 @@ def build_gpu_mix_instance(
     slo: Slo | Mapping[str, Slo],
     engine: EngineSettings = DEFAULT_ENGINE,
     headroom_ratio: float = 0.0,
-    rule: MatrixRule = MatrixRule.MIXED,
+    rule: MatrixRule = MatrixRule.STANDALONE,
     reference: Mapping[str, PerformanceModel] | None = None,
-    corrections: Mapping[tuple[str, Variant], float] | None = None,
 ) -> BuiltInstance:
     """Build the instance; nothing is dropped silently.
 
@@ -148,11 +167,10 @@ def build_gpu_mix_instance(
     slo
         One for all models, or one per model.
     rule
-        How a bucket's throughput is told. MIXED makes the linear sum exact on each model's own mixture.
+        How a bucket's throughput is told. MIXED makes the linear sum exact on each model's own mixture, but a plan
+        that sends some buckets here and some there can overfill its replicas: use it with `plan_within_slo`.
     reference
         Per model the instance that relative targets compare with.
-    corrections
-        Factors on single columns, to solve again after `routed_loads` found a variant too full.
 
     A variant is left out when the model does not fit its memory, the precision does not run there, its measured
     range does not cover the demand, or it serves no bucket with traffic inside the SLO. A model all of whose
@@ -190,8 +208,7 @@ def build_gpu_mix_instance(
             if reason is not None:
                 dropped.append(LeftOut(model=model, variant=variant, reason=reason))
                 continue
-            factor = 1.0 if corrections is None else corrections.get((model, variant), 1.0)
-            columns[variant] = tuple(rate * factor for rate in column)
+            columns[variant] = column
         if not columns:
             columns = {
                 item.variant: (0.0,) * len(buckets) for item in dropped if item.variant.gpu_type in offered
@@ -221,8 +238,8 @@ def routed_loads(
 ) -> tuple[RoutedLoad, ...]:
     """Judge every used variant of a plan on the mixture that the plan routes to it.
 
-    Whoever finds ``load_ratio`` above ``1 - headroom_ratio`` can build again with that column corrected by
-    linear_load_ratio / load_ratio and solve again.
+    ``load_ratio`` above ``1 - headroom_ratio`` means that the linear sum was wrong about that mixture;
+    `plan_within_slo` repairs it.
     """
     loads = []
     for m, model in enumerate(instance.models):
@@ -259,6 +276,83 @@ def routed_loads(
                 )
             )
     return tuple(loads)
+
+
+def plan_within_slo(
+    instances: Sequence[GpuMixInstance],
+    *,
+    solve: Callable[[GpuMixInstance], GpuMixPlan],
+    judge: Callable[[GpuMixInstance, GpuMixPlan], tuple[RoutedLoad, ...]],
+    rounds: int = 5,
+) -> SoundPlan:
+    """Solve, judge every variant on the mixture routed to it, correct its column, solve again; keep the best plan.
+
+    The linear sum is safe with standalone throughputs (a little dear) and exact only at one mixture with mixed ones (a
+    solver finds where it is wrong). So each round multiplies the column of every used variant by
+    linear_load_ratio / load_ratio, whichever way that points, and the cheapest plan whose loads all hold is kept.
+
+    Parameters
+    ----------
+    instances
+        Starting points that differ in throughputs only, e.g. one built with each `MatrixRule`.
+    solve
+        `solver.gpu_mix.solve.solve_gpu_mix` with its options.
+    judge
+        `routed_loads` with its models and SLO.
+    rounds
+        At most so many solves per starting point.
+    """
+    if not instances or rounds < 1:
+        raise ValueError("at least one instance and one round are needed")
+    best: SoundPlan | None = None
+    for start in instances:
+        instance = start
+        for _ in range(rounds):
+            plan = solve(instance)
+            if plan.objective is None:
+                found = SoundPlan(instance=instance, plan=plan, loads=(), worst_ratio=float("inf"))
+                best = found if best is None else best
+                break
+            loads = judge(instance, plan)
+            spare = {model.name: 1.0 - model.headroom_ratio for model in instance.models}
+            worst = max((load.load_ratio / spare[load.model] for load in loads), default=0.0)
+            found = SoundPlan(instance=instance, plan=plan, loads=loads, worst_ratio=worst)
+            if best is None or _rank(found) < _rank(best):
+                best = found
+            factors = {(load.model, load.config): _correction(load) for load in loads}
+            if all(abs(factor - 1.0) < _SETTLED for factor in factors.values()):
+                break
+            instance = _scaled(instance, factors)
+    if best is None:
+        raise ValueError("at least one instance and one round are needed")
+    return best
+
+
+def _rank(found: SoundPlan) -> tuple[float, float]:
+    """Plans that hold first, the cheapest of them; then the least overfull."""
+    cost = float("inf") if found.plan.objective is None else found.plan.objective
+    return (0.0, cost) if found.within_slo else (found.worst_ratio, cost)
+
+
+def _correction(load: RoutedLoad) -> float:
+    if load.load_ratio <= 0.0:
+        return 1.0
+    return min(max(load.linear_load_ratio / load.load_ratio, _STRONGEST), 1.0 / _STRONGEST)
+
+
+def _scaled(instance: GpuMixInstance, factors: Mapping[tuple[str, int], float]) -> GpuMixInstance:
+    """Multiply whole columns of the throughput matrices."""
+    models = tuple(
+        replace(
+            model,
+            throughput_rps=tuple(
+                tuple(rate * factors.get((model.name, config), 1.0) for config, rate in enumerate(row))
+                for row in model.throughput_rps
+            ),
+        )
+        for model in instance.models
+    )
+    return replace(instance, models=models)
 
 
 def _check(

@@ -7,10 +7,26 @@ import pytest
 from benchmarks.azure_mixtures import CONVERSATION
 from benchmarks.one_instance import LinearReplica
 from solver.domain.errors import InputError
-from solver.domain.gpu_mix import GpuMixPlan, GpuOffer, PlanStatus, RequestBucket, RoutingShare, Variant
+from solver.domain.gpu_mix import (
+    GpuMixInstance,
+    GpuMixPlan,
+    GpuOffer,
+    PlanStatus,
+    RequestBucket,
+    RoutingShare,
+    Variant,
+)
 from solver.domain.hardware import GpuType
 from solver.domain.slo import parse_slo
-from solver.gpu_mix.from_demand import build_gpu_mix_instance, candidate_variants, offer_of, routed_loads
+from solver.gpu_mix.from_demand import (
+    RoutedLoad,
+    build_gpu_mix_instance,
+    candidate_variants,
+    offer_of,
+    plan_within_slo,
+    routed_loads,
+)
+from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from solver.performance.capacity import MatrixRule, max_mixed_rate_rps, max_rate_rps
 from solver.performance.protocol import OutsideRangeError, PerformanceModel, ReplicaKind
 
@@ -129,6 +145,7 @@ def test_mixed_rule_makes_the_routed_load_equal_the_linear_one() -> None:
         variants={"m": (variant,)},
         performance=performance,
         slo=SLO,
+        rule=MatrixRule.MIXED,
     )
     plan = GpuMixPlan(
         instance_name="one",
@@ -145,17 +162,61 @@ def test_mixed_rule_makes_the_routed_load_equal_the_linear_one() -> None:
     assert load.rate_rps == pytest.approx(total)
     assert load.load_ratio == pytest.approx(total / (2 * capacity.rate_rps))
     assert load.linear_load_ratio == pytest.approx(load.load_ratio, rel=1e-3)
-    half = build_gpu_mix_instance(
-        name="half",
-        demands={"m": CONVERSATION},
+
+
+def test_a_plan_is_corrected_until_its_replicas_hold_their_own_mixture() -> None:
+    demand = [replace(bucket, rate_rps=40.0 * bucket.rate_rps) for bucket in CONVERSATION]
+
+    def build(rule: MatrixRule) -> GpuMixInstance:
+        return build_gpu_mix_instance(
+            name=rule,
+            demands={"m": demand},
+            offers=OFFERS,
+            variants={"m": candidate_variants(OFFERS, precisions=("bf16",))},
+            performance=performance,
+            slo=SLO,
+            headroom_ratio=0.1,
+            rule=rule,
+        ).instance
+
+    def solve(instance: GpuMixInstance) -> GpuMixPlan:
+        options = SolveOptions(gap_ratio=1e-3)
+        return solve_gpu_mix(instance, options=options, clock=lambda: 0.0)
+
+    def judge(instance: GpuMixInstance, plan: GpuMixPlan) -> tuple[RoutedLoad, ...]:
+        return routed_loads(instance, plan, performance=performance, slo=SLO)
+
+    instances = [build(rule) for rule in MatrixRule]
+    found = plan_within_slo(instances, solve=solve, judge=judge)
+    assert found.within_slo
+    assert max(load.load_ratio for load in found.loads) <= 0.9 * 1.011
+    firsts = [solve(instance) for instance in instances]
+    sound = [
+        plan.objective
+        for instance, plan in zip(instances, firsts, strict=True)
+        if plan.objective is not None and max(load.load_ratio for load in judge(instance, plan)) <= 0.9
+    ]
+    assert found.plan.objective is not None
+    assert all(found.plan.objective <= cost * 1.001 for cost in sound)
+    assert judge(found.instance, found.plan) == found.loads
+
+
+def test_a_demand_nobody_can_serve_stays_infeasible() -> None:
+    built = build_gpu_mix_instance(
+        name="hopeless",
+        demands={"m": BUCKETS},
         offers=OFFERS,
-        variants={"m": (variant,)},
+        variants={"m": candidate_variants(OFFERS, precisions=("bf16",))},
         performance=performance,
-        slo=SLO,
-        corrections={("m", variant): 0.5},
+        slo=parse_slo("tbt_p99=0.001"),
     )
-    rate = built.instance.models[0].throughput_rps[0][0]
-    assert half.instance.models[0].throughput_rps[0][0] == pytest.approx(0.5 * rate)
+    found = plan_within_slo(
+        [built.instance],
+        solve=lambda instance: solve_gpu_mix(instance, options=SolveOptions(), clock=lambda: 0.0),
+        judge=lambda instance, plan: routed_loads(instance, plan, performance=performance, slo=SLO),
+    )
+    assert found.plan.status is PlanStatus.INFEASIBLE
+    assert not found.within_slo
 
 
 @pytest.mark.parametrize(
