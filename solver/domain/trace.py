@@ -1,0 +1,309 @@
+"""Recorded requests as values: columns of numpy arrays, and what can be asked of them whatever their source.
+
+It exists so that readers of any format, the demand extraction, the simulator and the generator hand each other the
+same thing. It reads no file (that is `telemetry.sources.traces`) and generates nothing (`simulator.workload`).
+
+A `Requests` value may be a whole trace or one chunk of it: everything that has to work on traces larger than memory
+takes an iterable of `Requests`. A `Trace` is a whole one in memory, with its name and the digest of its source.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solver.domain.errors import InputError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LARGEST_WINDOW_COUNT = 4_000_000
+"""More windows than this are refused: 32 MB of counts, a 10-second window over a year."""
+
+
+def _frozen(array: Any, kind: type) -> NDArray[Any]:
+    view: NDArray[Any] = np.asarray(array, dtype=kind).view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Labels:
+    """A text column: request i carries ``names[codes[i]]``."""
+
+    codes: Ints
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", _frozen(self.codes, np.int64))
+
+    def to_list(self) -> list[str]:
+        """Return the text of every request."""
+        return [self.names[code] for code in self.codes.tolist()]
+
+    def take(self, where: Any) -> "Labels":
+        """Return the requests that an index array, mask or slice names; names stay."""
+        return Labels(codes=self.codes[where], names=self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefixBlocks:
+    """Ids of the prefix blocks of each prompt: request i has ``ids[offsets[i]:offsets[i + 1]]``.
+
+    Equal ids mean a KV block that can be reused. How many tokens a block holds is a fact of the source (Mooncake: 512).
+    """
+
+    ids: Ints
+    offsets: Ints
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", _frozen(self.ids, np.int64))
+        object.__setattr__(self, "offsets", _frozen(self.offsets, np.int64))
+
+    def take(self, where: Any) -> "PrefixBlocks":
+        """Return the requests that an index array, mask or slice names."""
+        starts, ends = self.offsets[:-1][where], self.offsets[1:][where]
+        widths = ends - starts
+        offsets = np.concatenate(([0], np.cumsum(widths)))
+        index = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - starts, widths)
+        return PrefixBlocks(ids=self.ids[index], offsets=offsets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Requests:
+    """Requests in the order of their arrival, one array element each; a column that the source lacks is None.
+
+    ``arrival_s`` counts from the start of the trace (the time zero of the source, or its first row where the source
+    has calendar time) and never falls. Token counts are at least 1.
+    """
+
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    session: Labels | None = None
+    model: Labels | None = None
+    request_class: Labels | None = None
+    blocks: PrefixBlocks | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("arrival_s", np.float64),
+            ("prompt_tokens", np.int64),
+            ("output_tokens", np.int64),
+        ):
+            object.__setattr__(self, name, _frozen(getattr(self, name), kind))
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def take(self, where: Any) -> "Requests":
+        """Return the requests that an index array, mask or slice names."""
+        return Requests(
+            arrival_s=self.arrival_s[where],
+            prompt_tokens=self.prompt_tokens[where],
+            output_tokens=self.output_tokens[where],
+            session=None if self.session is None else self.session.take(where),
+            model=None if self.model is None else self.model.take(where),
+            request_class=None if self.request_class is None else self.request_class.take(where),
+            blocks=None if self.blocks is None else self.blocks.take(where),
+        )
+
+    def at_times(self, arrival_s: Floats) -> "Requests":
+        """Return the same requests at other times."""
+        return replace(self, arrival_s=arrival_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """A whole recorded trace in memory."""
+
+    name: str
+    sha256: str
+    """Of the bytes of the source file as they lie on the disk; what ``sha256sum FILE`` prints."""
+    requests: Requests
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def arrival_s(self) -> Floats:
+        """Arrivals in seconds from the start, never falling."""
+        return self.requests.arrival_s
+
+    @property
+    def prompt_tokens(self) -> Ints:
+        """Tokens of the prompts."""
+        return self.requests.prompt_tokens
+
+    @property
+    def output_tokens(self) -> Ints:
+        """Tokens of the answers."""
+        return self.requests.output_tokens
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first to the last arrival."""
+        return float(self.arrival_s[-1] - self.arrival_s[0]) if len(self) else 0.0
+
+
+def concatenate(chunks: Iterable[Requests]) -> Requests:
+    """Join chunks in their order; a text or prefix column stays only if every chunk has it."""
+    parts = list(chunks)
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(column: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, column) for part in parts]) if parts else np.empty(0)
+
+    return Requests(
+        arrival_s=joined("arrival_s"),
+        prompt_tokens=joined("prompt_tokens"),
+        output_tokens=joined("output_tokens"),
+        session=_joined_labels([part.session for part in parts]),
+        model=_joined_labels([part.model for part in parts]),
+        request_class=_joined_labels([part.request_class for part in parts]),
+        blocks=_joined_blocks([part.blocks for part in parts]),
+    )
+
+
+def _joined_labels(parts: list[Labels | None]) -> Labels | None:
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    numbers: dict[str, int] = {}
+    codes = []
+    for part in known:
+        table = np.array([numbers.setdefault(name, len(numbers)) for name in part.names], dtype=np.int64)
+        codes.append(table[part.codes] if len(table) else part.codes)
+    return Labels(codes=np.concatenate(codes), names=tuple(numbers))
+
+
+def _joined_blocks(parts: list[PrefixBlocks | None]) -> PrefixBlocks | None:
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    widths = np.concatenate([np.diff(part.offsets) for part in known])
+    return PrefixBlocks(
+        ids=np.concatenate([part.ids for part in known]), offsets=np.concatenate(([0], np.cumsum(widths)))
+    )
+
+
+def between(requests: Requests, start_s: float, end_s: float = math.inf) -> Requests:
+    """Return the requests that arrive in [start_s, end_s), at their own times."""
+    first, last = np.searchsorted(requests.arrival_s, [start_s, end_s], side="left").tolist()
+    return requests.take(slice(first, last))
+
+
+def scaled(requests: Requests, *, rate_ratio: float = 1.0, tokens_ratio: float = 1.0) -> Requests:
+    """Return the requests arriving ``rate_ratio`` times as fast, with ``tokens_ratio`` times the tokens.
+
+    The rate is changed by running the clock faster: every request stays, bursts keep their shape and become as much
+    steeper, the trace gets shorter. Tokens are rounded to the nearest count, at least 1.
+    """
+    return replace(
+        requests,
+        arrival_s=requests.arrival_s / rate_ratio,
+        prompt_tokens=np.maximum(1, np.rint(requests.prompt_tokens * tokens_ratio)).astype(np.int64),
+        output_tokens=np.maximum(1, np.rint(requests.output_tokens * tokens_ratio)).astype(np.int64),
+    )
+
+
+def spread(chunks: Iterable[Requests], *, within_s: float, seed: int) -> Iterator[Requests]:
+    """Spread requests that share a time stamp over the ``within_s`` seconds after it, at random but in order.
+
+    A recording that rounds arrivals (Mooncake: to 3 s) makes bursts that never were. Each group of requests with
+    one stamp t is spread uniformly over [t, min(t + within_s, next stamp)); where chunks begin makes no difference.
+    """
+    randomness = np.random.default_rng(seed)
+    held: Requests | None = None
+    for chunk in chunks:
+        if not len(chunk):
+            continue
+        whole = chunk if held is None else concatenate((held, chunk))
+        # The last stamp's group may go on in the next chunk.
+        open_from = int(np.searchsorted(whole.arrival_s, whole.arrival_s[-1], side="left"))
+        held = whole.take(slice(open_from, None))
+        if open_from:
+            yield _spread(whole.take(slice(None, open_from)), float(held.arrival_s[0]), within_s, randomness)
+    if held is not None:
+        yield _spread(held, math.inf, within_s, randomness)
+
+
+def _spread(requests: Requests, next_s: float, within_s: float, randomness: np.random.Generator) -> Requests:
+    times = requests.arrival_s
+    first = np.flatnonzero(np.concatenate(([True], np.diff(times) > 0)))
+    sizes = np.diff(np.concatenate((first, [len(times)])))
+    room = np.minimum(np.diff(np.concatenate((times[first], [next_s]))), within_s)
+    offset = randomness.random(len(times)) * np.repeat(room, sizes)
+    group = np.repeat(np.arange(len(first)), sizes)
+    moved = times + offset[np.lexsort((offset, group))]  # in order within each group, groups in their order
+    return requests.at_times(np.maximum.accumulate(moved))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Windows:
+    """Requests counted in windows of equal length, the first of which starts at ``start_s``.
+
+    ``count[i]`` requests arrived in [start_s + i window_s, start_s + (i+1) window_s). ``end_s`` is the last arrival.
+    """
+
+    window_s: float
+    start_s: float
+    end_s: float
+    count: Ints
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", _frozen(self.count, np.int64))
+
+    @property
+    def rates_rps(self) -> Floats:
+        """Rate of the windows that the trace covers in full; of the whole trace if it covers none.
+
+        The last window is left out because its end was not seen. A trace of no length gives its count per window.
+        """
+        full = int((self.end_s - self.start_s) / self.window_s)
+        if full == 0:
+            length_s = self.end_s - self.start_s
+            return np.array([self.count.sum() / (length_s if length_s > 0 else self.window_s)])
+        return self.count[:full] / self.window_s
+
+    @property
+    def peak_rps(self) -> float:
+        """Largest rate of any window; an unfinished last window counts with its full length (a lower bound)."""
+        return max(float(self.rates_rps.max()), float(self.count.max() / self.window_s))
+
+    def quantile_rps(self, share: float) -> float:
+        """Rate that is not exceeded in ``share`` of the full windows (numpy's linear quantile)."""
+        return float(np.quantile(self.rates_rps, share))
+
+    def then(self, later: "Windows") -> "Windows":
+        """Join the counts of a later part of the same trace, counted from the same start."""
+        length = max(len(self.count), len(later.count))
+        count = np.zeros(length, dtype=np.int64)
+        count[: len(self.count)] += self.count
+        count[: len(later.count)] += later.count
+        return replace(self, end_s=max(self.end_s, later.end_s), count=count)
+
+
+def windows(arrival_s: Floats, *, window_s: float, start_s: float | None = None) -> Windows:
+    """Count arrivals in windows of ``window_s`` seconds from ``start_s`` (default: the first arrival).
+
+    Raises
+    ------
+    InputError
+        If there is no arrival, or there would be more than `LARGEST_WINDOW_COUNT` windows.
+    """
+    if not len(arrival_s):
+        raise InputError("no request to count", right="a trace with at least one request")
+    start = float(arrival_s[0]) if start_s is None else start_s
+    end = float(arrival_s[-1])
+    if (end - start) / window_s >= LARGEST_WINDOW_COUNT:
+        raise InputError(
+            f"windows of {window_s:g} s cut {end - start:.6g} s into more than {LARGEST_WINDOW_COUNT:,} pieces",
+            right="longer windows",
+        )
+    index = ((arrival_s - start) / window_s).astype(np.int64)
+    return Windows(window_s=window_s, start_s=start, end_s=end, count=np.bincount(index))
