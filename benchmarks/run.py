@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -352,6 +353,19 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Result]]] = {
 }
 
 
+@contextmanager
+def foreign_lines_on_stderr() -> Iterator[None]:
+    """Keep the table alone on stdout: HiGHS writes a debugging line there now and then."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def number(value: float | None) -> str | None:
     """Print four significant digits."""
     return None if value is None else f"{value:.4g}"
@@ -375,7 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only and name not in options.only:
             continue
         say(f"--- {name}: {(bench.__doc__ or '').splitlines()[0]}")
-        results += bench(setting)
+        with foreign_lines_on_stderr():
+            results += bench(setting)
         if keep:  # after each part, so that an interrupted run keeps what it has
             Path(keep).write_text(
                 json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8"

@@ -1,6 +1,8 @@
 """The baselines of the benchmarks answer as their descriptions say, and the random problems are reproducible."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,10 @@ from benchmarks.instances import (
     random_instance,
     roofline_throughput_rps,
 )
+from benchmarks.run import main
 from benchmarks.slice_model import solve_slice_model
 from solver.domain.gpu_mix import GpuMixInstance, GpuOffer, ModelDemand, RequestBucket, Variant
+from telemetry.sources.gpu_mix_file import gpu_mix_instance_to_json
 
 # The example that Mélange's own repository ships: its README gives 6.70 for one slice per bucket.
 TOY = GpuMixInstance(
@@ -102,3 +106,27 @@ def test_longer_requests_never_raise_the_throughput() -> None:
         for rates_rps in (*table, *map(list, zip(*table, strict=True))):
             assert all(shorter >= longer for shorter, longer in pairwise(rates_rps))
         assert table[0][0] > 0
+
+
+@pytest.mark.parametrize(("cost_usd_per_h", "met"), [(4.68, True), (4.67, False)])
+def test_the_table_is_printed_and_kept(
+    *,
+    cost_usd_per_h: float,
+    met: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    problems = tmp_path / "gputype" / "instances"
+    problems.mkdir(parents=True)
+    expected = {"status": "optimal", "cost_per_hour": cost_usd_per_h}
+    document = {**gpu_mix_instance_to_json(TOY), "expected": expected}
+    (problems / "toy.json").write_text(json.dumps(document), encoding="utf-8")
+    monkeypatch.setenv("BENCH_JSON", str(tmp_path / "bench.json"))
+    main(["--only", "reference", "--data", str(tmp_path)])
+    rows = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert set(rows[0]) == {"name", "value", "unit", "peer_value", "ratio", "target", "met"}
+    assert [row["met"] for row in rows] == [met, met, None]
+    printed = capfd.readouterr()
+    assert "reference: wrong of 1 public problems" in printed.out
+    assert printed.err.count("toy") == 1
