@@ -15,7 +15,7 @@ the bytes do not depend on a library's special functions.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -59,6 +59,28 @@ class ResampledSizes:
         """Draw so many pairs."""
         index = (randomness.random(number) * len(self.prompt_tokens)).astype(np.int64)
         return self.prompt_tokens[index], self.output_tokens[index]
+
+
+def resampled_sizes(
+    chunks: Iterable[Requests], *, seed: int, largest_count: int = 1_000_000
+) -> ResampledSizes:
+    """Keep the sizes of a trace for resampling: all of them, or so many chosen at random with equal chance.
+
+    Each request gets a random key and the smallest keys stay, so memory is bounded and chunks make no difference.
+    """
+    randomness = np.random.default_rng(seed)
+    kept = np.empty((0, 3))
+    for chunk in chunks:
+        keys = randomness.random(len(chunk))
+        kept = np.concatenate((kept, np.stack((keys, chunk.prompt_tokens, chunk.output_tokens), axis=1)))
+        if len(kept) > largest_count:
+            smallest = np.argpartition(kept[:, 0], largest_count - 1)[:largest_count]
+            kept = kept[np.sort(smallest)]
+    if not len(kept):
+        raise InputError("no request to resample", right="a trace with at least one request")
+    return ResampledSizes(
+        prompt_tokens=kept[:, 1].astype(np.int64), output_tokens=kept[:, 2].astype(np.int64)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
