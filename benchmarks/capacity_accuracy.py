@@ -73,6 +73,8 @@ class Judged:
     @property
     def error(self) -> float:
         """Relative error of the prediction; positive is optimistic."""
+        if self.simulated_rps <= 0.0:
+            return 0.0 if self.predicted.rate_rps <= 0.0 else float("inf")
         return self.predicted.rate_rps / self.simulated_rps - 1.0
 
 
@@ -164,7 +166,7 @@ def judge(case: Case, *, seeds: Sequence[int], count: int) -> Judged:
 
 def report(rows: Sequence[Judged], *, seeds: Sequence[int], count: int) -> str:
     """Write the table and its summary as Markdown."""
-    served = [row for row in rows if row.simulated_rps > 0.0 and row.predicted.rate_rps > 0.0]
+    served = [row for row in rows if row.simulated_rps > 0.0 or row.predicted.rate_rps > 0.0]
     lines = [
         "# Accuracy of the capacity estimate",
         "",
