@@ -18,6 +18,7 @@ from solver.domain.llm import ModelShape
 from solver.domain.slo import Slo
 from solver.domain.trace_summary import TraceSummary, summarise
 from solver.gpu_mix.from_demand import (
+    BuiltInstance,
     LeftOut,
     RoutedLoad,
     build_gpu_mix_instance,
@@ -108,17 +109,81 @@ def offers_of(catalogues: Catalogues, names: Sequence[str]) -> tuple[GpuOffer, .
 
 
 def summarise_trace(
-    path: str | Path, *, window_s: float, trace_format: str | None = None, seed: int = 0
+    path: str | Path,
+    *,
+    window_s: float,
+    more_windows_s: Sequence[float] = (),
+    trace_format: str | None = None,
+    seed: int = 0,
 ) -> tuple[TraceSummary, str, str, dict[str, int]]:
     """Read a trace once in bounded memory; returns summary, name, sha256 and what was dropped why."""
     with open_trace(path, format=trace_format, seed=seed) as stream:
-        summary = summarise(stream, windows_s=(window_s,))
+        summary = summarise(stream, windows_s=tuple(dict.fromkeys((window_s, *more_windows_s))))
         return summary, stream.name, stream.sha256, dict(stream.dropped)
 
 
 def scaled_buckets(demand: Demand, factor: float) -> tuple[RequestBucket, ...]:
     """Multiply all rates."""
     return tuple(replace(bucket, rate_rps=bucket.rate_rps * factor) for bucket in demand.buckets)
+
+
+def build_instance(
+    buckets: Sequence[RequestBucket], question: TraceQuestion, catalogues: Catalogues, *, name: str
+) -> BuiltInstance:
+    """Build the problem of a question; the slow part of planning, and the same for every rate (`at_rate`)."""
+    shapes = [find_model(catalogues.models, model) for model in question.models]
+    if len({shape.name for shape in shapes}) < len(shapes):
+        raise InputError("a model is named twice", right="each model once")
+    offers = offers_of(catalogues, question.gpu_types)
+    variants = {
+        shape.name: candidate_variants(
+            offers, precisions=question.precisions or (str(shape.default_precision),)
+        )
+        for shape in shapes
+    }
+    return build_gpu_mix_instance(
+        name=name,
+        demands={shape.name: buckets for shape in shapes},
+        offers=offers,
+        variants=variants,
+        performance=catalogues.book.performance,
+        slo=question.slo,
+        headroom_ratio=question.headroom_ratio,
+    )
+
+
+def at_rate(instance: GpuMixInstance, factor: float) -> GpuMixInstance:
+    """Multiply all rates of an instance that `build_instance` made.
+
+    Its throughputs stay: they depend on the sizes and at most on the proportions of the rates (`MatrixRule`).
+    """
+    models = tuple(
+        replace(
+            model,
+            buckets=tuple(replace(bucket, rate_rps=bucket.rate_rps * factor) for bucket in model.buckets),
+        )
+        for model in instance.models
+    )
+    return replace(instance, models=models)
+
+
+def settle_instance(
+    instance: GpuMixInstance,
+    question: TraceQuestion,
+    catalogues: Catalogues,
+    *,
+    options: SolveOptions,
+    workers: int | None = None,
+) -> SettledPlan:
+    """Plan an instance of a question so that the mixtures it routes fit."""
+
+    def judge(instance: GpuMixInstance, plan: GpuMixPlan) -> tuple[RoutedLoad, ...]:
+        return routed_loads(instance, plan, performance=catalogues.book.performance, slo=question.slo)
+
+    with worker_processes(len(instance.models), workers) as executor:
+        return solve_for_demand(
+            instance, judge=judge, options=options, clock=time.monotonic, executor=executor
+        )
 
 
 def plan_demand(
@@ -131,35 +196,8 @@ def plan_demand(
     workers: int | None = None,
 ) -> DemandPlan:
     """Plan one demand for all models of a question."""
-    shapes = [find_model(catalogues.models, model) for model in question.models]
-    if len({shape.name for shape in shapes}) < len(shapes):
-        raise InputError("a model is named twice", right="each model once")
-    offers = offers_of(catalogues, question.gpu_types)
-    buckets = scaled_buckets(demand, question.rate_scale)
-    variants = {
-        shape.name: candidate_variants(
-            offers, precisions=question.precisions or (str(shape.default_precision),)
-        )
-        for shape in shapes
-    }
-
-    built = build_gpu_mix_instance(
-        name=name,
-        demands={shape.name: buckets for shape in shapes},
-        offers=offers,
-        variants=variants,
-        performance=catalogues.book.performance,
-        slo=question.slo,
-        headroom_ratio=question.headroom_ratio,
-    )
-
-    def judge(instance: GpuMixInstance, plan: GpuMixPlan) -> tuple[RoutedLoad, ...]:
-        return routed_loads(instance, plan, performance=catalogues.book.performance, slo=question.slo)
-
-    with worker_processes(len(shapes), workers) as executor:
-        settled = solve_for_demand(
-            built.instance, judge=judge, options=options, clock=time.monotonic, executor=executor
-        )
+    built = build_instance(scaled_buckets(demand, question.rate_scale), question, catalogues, name=name)
+    settled = settle_instance(built.instance, question, catalogues, options=options, workers=workers)
     return DemandPlan(settled=settled, left_out=built.left_out)
 
 

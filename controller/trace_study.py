@@ -1,0 +1,365 @@
+"""Everything the demo asks about one trace: the plan, every single GPU type, other rates, other SLOs, a wider choice.
+
+It exists so that the command and its report show answers and decide nothing: every figure here comes from the solver,
+each question asked through `controller.trace_planning`. The matrix of throughputs is built once per SLO and shared by
+all rates. It draws and prints nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from controller.planning import explained
+from controller.trace_planning import (
+    Catalogues,
+    TraceQuestion,
+    at_rate,
+    build_instance,
+    read_catalogues,
+    scaled_buckets,
+    settle_instance,
+    summarise_trace,
+)
+from solver.domain.deadline import Deadline
+from solver.domain.demand import Demand, demand_of
+from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, ModelDemand, PlanStatus
+from solver.domain.slo import Slo
+from solver.domain.trace_summary import TraceSummary
+from solver.gpu_mix.from_demand import BuiltInstance, LeftOut
+from solver.gpu_mix.prepare import serve_all
+from solver.gpu_mix.relaxation import relaxed_prices
+from solver.gpu_mix.settle import SettledPlan
+from solver.gpu_mix.solve import SolveOptions, bill
+from solver.gpu_mix.variations import only_models
+
+RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SLO_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Factors on every limit of the SLO: below 1 is stricter."""
+ARRIVAL_WINDOW_S = 60.0
+LEAST_LIMIT_S = 0.05
+STEPS = 4 + len(RATE_FACTORS) + len(SLO_FACTORS)
+"""How often `study_trace` reports a step."""
+
+Step = Callable[[str], None]
+"""Told before each piece of work what it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingleType:
+    """What one GPU type alone would cost, model by model; a model it cannot serve has a reason instead of a cost."""
+
+    gpu_type: str
+    cost_usd_per_h: Mapping[str, float]
+    reasons: Mapping[str, str]
+
+    @property
+    def together_usd_per_h(self) -> float | None:
+        """All models on this one type; None if it cannot serve them all."""
+        return None if self.reasons else sum(self.cost_usd_per_h.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One question of a sweep and its answers."""
+
+    factor: float
+    slo: Slo
+    rate_rps: float
+    """Of each model."""
+    settled: SettledPlan
+    left_out: tuple[LeftOut, ...]
+    singles: tuple[SingleType, ...]
+
+    @property
+    def plan(self) -> GpuMixPlan:
+        """The mix."""
+        return self.settled.plan
+
+    @property
+    def cost_usd_per_h(self) -> float | None:
+        """Cost of the mix; None if there is no plan."""
+        return self.plan.objective
+
+    @property
+    def best_single(self) -> SingleType | None:
+        """The cheapest type that serves every model alone."""
+        able = [single for single in self.singles if single.together_usd_per_h is not None]
+        return min(able, key=lambda single: (single.together_usd_per_h or 0.0, single.gpu_type), default=None)
+
+    def best_single_of(self, model: str) -> SingleType | None:
+        """Return the cheapest type for one model alone; None if no type can serve it."""
+        able = [single for single in self.singles if model in single.cost_usd_per_h]
+        return min(able, key=lambda single: (single.cost_usd_per_h[model], single.gpu_type), default=None)
+
+    @property
+    def own_singles_usd_per_h(self) -> float | None:
+        """Each model on the single type that is best for it; None if some model has none."""
+        best = [self.best_single_of(model.name) for model in self.settled.instance.models]
+        costs = [
+            single.cost_usd_per_h[model.name]
+            for single, model in zip(best, self.settled.instance.models, strict=True)
+            if single is not None
+        ]
+        return sum(costs) if len(costs) == len(best) else None
+
+    def model_cost_usd_per_h(self, model: str) -> float:
+        """Part of the cost that one model's replicas make."""
+        instance = self.settled.instance
+        position = [demand.name for demand in instance.models].index(model)
+        counts = [self.plan.replicas[position]]
+        return bill(only_models(instance, {model}), counts).running_cost_usd_per_h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceStudy:
+    """What was asked, what was read, and all answers."""
+
+    question: TraceQuestion
+    trace_name: str
+    trace_sha256: str
+    dropped_rows: Mapping[str, int]
+    summary: TraceSummary
+    demand: Demand
+    catalogues: Catalogues
+    base: Point
+    fractional_usd_per_h: float | None
+    """Cost of the base problem if GPUs could be bought in fractions (linear relaxation)."""
+    rates: tuple[Point, ...]
+    slos: tuple[Point, ...]
+    whole_catalogue: Point
+    """The base question with every priced GPU type on offer; no single types."""
+    options: SolveOptions
+    study_s: float
+
+    @property
+    def instance(self) -> GpuMixInstance:
+        """The base problem, as settled."""
+        return self.base.settled.instance
+
+    @property
+    def plan(self) -> GpuMixPlan:
+        """The base plan, explained."""
+        return self.base.plan
+
+
+def study_trace(
+    path: str | Path,
+    question: TraceQuestion,
+    *,
+    options: SolveOptions,
+    workers: int | None = None,
+    step: Step = lambda _note: None,
+) -> TraceStudy:
+    """Read a trace and ask everything about it; the time limit is one for all solves together.
+
+    Raises
+    ------
+    InputError
+        For a trace, model, GPU type or catalogue that cannot be read, in one line.
+    """
+    began_s = time.monotonic()
+    step("reading the trace")
+    catalogues = read_catalogues(question.catalogue_files)
+    summary, name, sha256, dropped = summarise_trace(
+        path, window_s=question.window_s, more_windows_s=(ARRIVAL_WINDOW_S,), seed=options.seed
+    )
+    demand = demand_of(
+        summary,
+        largest_bucket_count=question.largest_bucket_count,
+        rate=question.rate,
+        window_s=question.window_s,
+    )
+    asker = _Asker(
+        demand=demand,
+        question=question,
+        catalogues=catalogues,
+        name=Path(name).name,
+        options=options,
+        workers=workers,
+    )
+    step("planning")
+    base = asker.point(asker.built(question), question)
+    if base.plan.objective is not None:
+        plan = explained(base.settled.instance, base.plan, options=asker.options_left(), spent_s=0.0)
+        base = replace(base, settled=replace(base.settled, plan=plan))
+    step("every GPU type of the catalogue")
+    wide = replace(question, gpu_types=())
+    whole = asker.point(asker.built(wide), wide, singles=False)
+    rates = tuple(asker.rates(base, step))
+    slos = tuple(asker.slos(base, step))
+    step("writing")
+    return TraceStudy(
+        question=question,
+        trace_name=name,
+        trace_sha256=sha256,
+        dropped_rows=dropped,
+        summary=summary,
+        demand=demand,
+        catalogues=catalogues,
+        base=base,
+        fractional_usd_per_h=_fractional_usd_per_h(base.settled.instance, asker.options_left()),
+        rates=rates,
+        slos=slos,
+        whole_catalogue=whole,
+        options=options,
+        study_s=time.monotonic() - began_s,
+    )
+
+
+class _Asker:
+    """Asks questions about one demand within one time limit."""
+
+    def __init__(
+        self,
+        *,
+        demand: Demand,
+        question: TraceQuestion,
+        catalogues: Catalogues,
+        name: str,
+        options: SolveOptions,
+        workers: int | None,
+    ) -> None:
+        self._buckets = scaled_buckets(demand, question.rate_scale)
+        self._question = question
+        self._catalogues = catalogues
+        self._name = name
+        self._options = options
+        self._workers = workers
+        self._deadline = Deadline.after(options.time_limit_s, time.monotonic)
+        self._matrices: dict[tuple[Slo, tuple[str, ...]], BuiltInstance] = {}
+
+    def options_left(self) -> SolveOptions:
+        """Return the options with what is left of the time limit."""
+        return replace(self._options, time_limit_s=max(LEAST_LIMIT_S, self._deadline.remaining_s()))
+
+    def built(self, question: TraceQuestion) -> BuiltInstance:
+        """Return the problem of a question at the planned rate, built once."""
+        key = (question.slo, question.gpu_types)
+        if key not in self._matrices:
+            self._matrices[key] = build_instance(self._buckets, question, self._catalogues, name=self._name)
+        return self._matrices[key]
+
+    def point(
+        self, built: BuiltInstance, question: TraceQuestion, *, factor: float = 1.0, singles: bool = True
+    ) -> Point:
+        """Plan the mix and, if asked for, each GPU type alone."""
+        instance = built.instance
+        return Point(
+            factor=factor,
+            slo=question.slo,
+            rate_rps=instance.models[0].rate_rps,
+            settled=self._settled(instance, question),
+            left_out=built.left_out,
+            singles=tuple(
+                self._single(instance, built.left_out, question, offer.name) for offer in instance.gpu_types
+            )
+            if singles
+            else (),
+        )
+
+    def rates(self, base: Point, step: Step) -> Iterator[Point]:
+        """Plan the base question at other rates, with the same throughputs."""
+        built = self.built(self._question)
+        for factor in RATE_FACTORS:
+            step(f"rate × {factor:g}")
+            if factor == 1.0:
+                yield base
+                continue
+            scaled = replace(built, instance=at_rate(built.instance, factor))
+            yield self.point(scaled, self._question, factor=factor)
+
+    def slos(self, base: Point, step: Step) -> Iterator[Point]:
+        """Plan the base question with all limits of the SLO scaled."""
+        for factor in SLO_FACTORS:
+            step(f"SLO × {factor:g}")
+            if factor == 1.0:
+                yield base
+                continue
+            question = replace(self._question, slo=scaled_slo(self._question.slo, factor))
+            yield self.point(self.built(question), question, factor=factor)
+
+    def _settled(self, instance: GpuMixInstance, question: TraceQuestion) -> SettledPlan:
+        return settle_instance(
+            instance, question, self._catalogues, options=self.options_left(), workers=self._workers
+        )
+
+    def _single(
+        self, instance: GpuMixInstance, left_out: Iterable[LeftOut], question: TraceQuestion, gpu_type: str
+    ) -> SingleType:
+        """Plan each model on one type alone; models share nothing, so one by one is no different."""
+        costs, reasons = {}, {}
+        for model in instance.models:
+            narrow = _on_one_type(model, gpu_type)
+            if narrow is None:
+                reasons[model.name] = _why_left_out(left_out, model.name, gpu_type)
+                continue
+            unserved = _unserved(narrow)
+            if unserved:
+                reasons[model.name] = f"misses the SLO for {unserved} of {len(narrow.buckets)} request sizes"
+                continue
+            plan = self._settled(replace(instance, models=(narrow,)), question).plan
+            if plan.objective is None:
+                reasons[model.name] = f"no plan: {plan.status}"
+            else:
+                costs[model.name] = plan.objective
+        return SingleType(gpu_type=gpu_type, cost_usd_per_h=costs, reasons=reasons)
+
+
+def scaled_slo(slo: Slo, factor: float) -> Slo:
+    """Multiply every limit."""
+    return Slo(
+        targets=tuple(
+            replace(
+                target,
+                limit_s=None if target.limit_s is None else target.limit_s * factor,
+                limit_ratio=None if target.limit_ratio is None else target.limit_ratio * factor,
+            )
+            for target in slo.targets
+        )
+    )
+
+
+def _on_one_type(model: ModelDemand, gpu_type: str) -> ModelDemand | None:
+    """Keep the variants of one GPU type; None if there are none."""
+    kept = [c for c, variant in enumerate(model.variants) if variant.gpu_type == gpu_type]
+    if not kept:
+        return None
+    return replace(
+        model,
+        variants=tuple(model.variants[c] for c in kept),
+        throughput_rps=tuple(tuple(row[c] for c in kept) for row in model.throughput_rps),
+    )
+
+
+def _unserved(model: ModelDemand) -> int:
+    return sum(
+        bucket.rate_rps > 0 and not any(rate > 0 for rate in row)
+        for bucket, row in zip(model.buckets, model.throughput_rps, strict=True)
+    )
+
+
+def _why_left_out(left_out: Iterable[LeftOut], model: str, gpu_type: str) -> str:
+    reasons = [item.reason for item in left_out if item.model == model and item.variant.gpu_type == gpu_type]
+    return "; ".join(dict.fromkeys(reasons)) or "no variant of it on offer"
+
+
+def _fractional_usd_per_h(instance: GpuMixInstance, options: SolveOptions) -> float | None:
+    models = serve_all(instance)
+    if any(not model.served_by.any(axis=1).all() for model in models):
+        return None
+    deadline = Deadline.after(options.time_limit_s, time.monotonic)
+    solution, _ = relaxed_prices(instance, models, deadline=deadline, backend=options.backend)
+    return float(solution.objective) if solution.found else None
+
+
+def replicas_in_use(instance: GpuMixInstance, plan: GpuMixPlan) -> Sequence[tuple[str, int, int]]:
+    """List (model, index of the variant, replicas) of everything that runs."""
+    if plan.status not in (PlanStatus.OPTIMAL, PlanStatus.FEASIBLE):
+        return ()
+    return [
+        (model.name, c, n)
+        for model, row in zip(instance.models, plan.replicas, strict=True)
+        for c, n in enumerate(row)
+        if n > 0
+    ]
