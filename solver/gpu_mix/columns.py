@@ -22,6 +22,7 @@ from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Expression, Program, Solution, SolveLimits, SolveStatus
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
+from solver.gpu_mix.cost_step import cost_step_usd, next_step
 from solver.gpu_mix.direct import OtherUse, Replicas, solve_direct
 from solver.gpu_mix.prepare import ServedModel
 from solver.gpu_mix.pricing import PricedAnswer, PricingTask, price_model
@@ -50,6 +51,7 @@ SMALLEST_GAIN_USD = 1e-7
 WHOLE_UP_TO_INTEGERS = 250
 """Up to so many replica counts one program gets half of the time that is left, since it can prove an optimum."""
 COMBINE_LIMIT_S = 10.0
+MOST_OVERRUNS = 6
 OVERRUN_STEP = 4.0
 """Factor by which exceeding a limit in the master gets dearer while no answer keeps all limits."""
 
@@ -207,6 +209,7 @@ class ColumnSearch:
     master: Master = field(init=False)
     bare: GpuMixInstance = field(init=False)
     """The instance without its models: all that a pricing process needs to know of it."""
+    step_usd: float = field(init=False)
     bound: float = -np.inf
     best: tuple[tuple[int, ...], ...] | None = None
     best_cost: float = np.inf
@@ -216,6 +219,11 @@ class ColumnSearch:
     def __post_init__(self) -> None:
         self.master = Master(self.instance, self.models)
         self.bare = replace(self.instance, models=())
+        self.step_usd = cost_step_usd(self.instance, self.models)
+
+    def prove(self, bound: float) -> None:
+        """Take a proved bound, rounded up to the next cost that a plan can have."""
+        self.bound = max(self.bound, next_step(bound, self.step_usd))
 
     @property
     def close_enough(self) -> bool:
@@ -247,7 +255,7 @@ class ColumnSearch:
                 new |= self.master.propose(position, answer.counts)
         limits = SolveLimits(time_limit_s=max(LEAST_LIMIT_S, self.deadline.remaining_s()))
         proved.append(purchase_bound(self.instance, prices, self.models, limits, self.backend))
-        self.bound = max(self.bound, sum(proved))
+        self.prove(sum(proved))
         return new
 
     def sketch_all(self, prices: Prices) -> bool:
@@ -329,14 +337,15 @@ class ColumnSearch:
             if stale * size > STALE_ROUNDS * len(self.models):
                 stale, size = 0, min(2 * size, len(self.models))
 
-    def solve_whole(self, deadline: Deadline) -> None:
-        """Solve the whole problem as one program for a while; its bound counts too."""
+    def solve_whole(self, deadline: Deadline) -> SolveStatus:
+        """Solve the whole problem as one program for a while; its bound counts too. Returns its verdict."""
         answer = solve_direct(
             self.instance, self.models, deadline=deadline, gap_ratio=self.gap_ratio, backend=self.backend
         )
-        self.bound = max(self.bound, answer.bound)
+        self.prove(answer.bound)
         if answer.counts and answer.objective < self.best_cost - SMALLEST_GAIN_USD:
             self.best, self.best_cost = answer.counts, answer.objective
+        return answer.status
 
     def _solve_together(self, chosen: Sequence[int]) -> bool:
         """Solve the chosen models beside the others; returns whether the answer got cheaper."""
@@ -405,6 +414,7 @@ def _generate(search: ColumnSearch, prices: Prices) -> None:
     began_s = clock()
     search.price_all(prices)
     centre = prices
+    overruns = 0
     while not search.deadline.passed() and all(search.master.columns):
         pass_s = clock() - began_s
         solution, target = search.relaxed_master()
@@ -422,7 +432,8 @@ def _generate(search: ColumnSearch, prices: Prices) -> None:
         if search.bound > before:
             centre = trial
         if not new and not search.price_all(target):
-            if search.best is not None:
+            overruns += 1
+            if search.best is not None or overruns > MOST_OVERRUNS:
                 return
             search.overrun_usd *= OVERRUN_STEP
 
@@ -443,12 +454,15 @@ def solve_by_columns(
         return Replicas(status=SolveStatus.INFEASIBLE)
     search = ColumnSearch(instance, models, deadline, gap_ratio, backend, executor, seed)
     if start.found:
-        search.bound = start.objective
+        search.prove(start.objective)
         search.overrun_usd = abs(start.objective)
     _generate(search, prices)
     search.combine(COMBINE_LIMIT_S)
-    if not search.close_enough and sum(int((m.upper > 0).sum()) for m in models) <= WHOLE_UP_TO_INTEGERS:
-        search.solve_whole(deadline.sooner(deadline.remaining_s() / 2))
+    integers = sum(int((model.upper > 0).sum()) for model in models)
+    if search.best is None or (not search.close_enough and integers <= WHOLE_UP_TO_INTEGERS):
+        share = 1.0 if search.best is None else 0.5
+        if search.solve_whole(deadline.sooner(share * deadline.remaining_s())) == SolveStatus.INFEASIBLE:
+            return Replicas(status=SolveStatus.INFEASIBLE)
     search.improve()
     if search.best is None:
         return Replicas(status=SolveStatus.TIMED_OUT, bound=search.bound)

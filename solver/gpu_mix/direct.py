@@ -16,12 +16,15 @@ from solver.backends.program import Expression, Program, SolveLimits, SolveStatu
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
 from solver.gpu_mix import serving
+from solver.gpu_mix.cost_step import cost_step_usd, next_step
 from solver.gpu_mix.prepare import ServedModel
 from solver.gpu_mix.routing import FIT_TOLERANCE, route
 from solver.gpu_mix.serving import LossCase
 from solver.pools.purchase import Purchase, add_change_cost, add_purchase
 
 CASES_AT_ONCE = 3
+STEP_SHARE = 0.99
+"""A search may stop when less than this part of a cost step is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +180,14 @@ def solve_direct(
     """Solve the whole problem; the bound stays proved when cases are added, since each program relaxes the next."""
     cases: dict[int, list[LossCase]] = {}
     bound = -np.inf
+    step_usd = cost_step_usd(instance, models)
     while True:
         whole = whole_program(instance, models, cases, others=others)
-        limits = SolveLimits(time_limit_s=deadline.remaining_s(), gap_ratio=gap_ratio)
+        limits = SolveLimits(
+            time_limit_s=deadline.remaining_s(), gap_ratio=gap_ratio, gap_absolute=STEP_SHARE * step_usd
+        )
         solution = solve_program(whole.program, limits, backend=backend)
-        bound = max(bound, solution.bound)
+        bound = max(bound, next_step(solution.bound, step_usd if others is None else 0.0))
         if not solution.found:
             return Replicas(status=solution.status, bound=bound)
         counts = read_counts(models, whole.replicas, solution.values)

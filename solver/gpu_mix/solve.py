@@ -25,7 +25,7 @@ from solver.pools.purchase import change_cost_usd
 
 Method = Literal["auto", "direct", "columns"]
 
-DIRECT_UP_TO_INTEGERS = 60
+DIRECT_UP_TO_INTEGERS = 24
 """One program is used up to so many replica counts; above it column generation is faster to a small gap."""
 OPTIMAL_GAP_RATIO = 1e-6
 LOAD_MARGIN = 2e-6
