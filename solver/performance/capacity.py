@@ -42,7 +42,8 @@ Array = NDArray[np.float64]
 
 DEFAULT_ENGINE = EngineSettings()
 
-_BISECTIONS = 22
+_CLIMB = (0.01, 0.04, 0.1, 0.18, 0.27, 0.36, 0.46, 0.56, 0.67, 0.8)
+_BISECTIONS = 18
 _NEAR_BISECTIONS = 16
 _FIXED_POINT_STEPS = 4
 _DERIVATIVE_STEP = 0.02
@@ -463,7 +464,9 @@ class _Cases:
             safe_gaps / relax[:, None]
         )
         if chunked:
-            stop_mean = np.minimum(stop_mean, full[:, None])  # no gap holds more than one full chunk
+            # No gap holds more than one full chunk, which bounds the variance as well.
+            stop_mean = np.minimum(stop_mean, full[:, None])
+            stop_var = np.minimum(stop_var, stop_mean * (full[:, None] - stop_mean))
         tbt_mean = base[:, None] + stop_mean
         tbt_var = batch_var / free[:, None] ** 2 + stop_var
         floor = self.decode_1[:, None]
@@ -544,8 +547,18 @@ class _Cases:
             ):
                 return self._bisect(0.9 * guess, 1.1 * guess, _NEAR_BISECTIONS)
         high = self._upper_rps()
-        possible = self._feasible(self.at(high * _NEARLY_IDLE))
-        return np.where(possible & self.fits, self._bisect(np.zeros_like(high), high, _BISECTIONS), 0.0)
+        possible = self.fits & self._feasible(self.at(high * _NEARLY_IDLE))
+        # The fitted laws need not be monotone far beyond capacity: climb to the first rate that fails.
+        low = np.zeros_like(high)
+        top = high.copy()
+        climbing = np.ones(len(high), dtype=np.bool_)
+        for step in _CLIMB:
+            rate = high * step
+            good = self._feasible(self.at(rate))
+            top = np.where(climbing & ~good, rate, top)
+            climbing &= good
+            low = np.where(climbing, rate, low)
+        return np.where(possible, self._bisect(low, top, _BISECTIONS), 0.0)
 
     def _bisect(self, low: Array, high: Array, steps: int) -> Array:
         for _ in range(steps):
