@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,34 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_trace([], tmp_path / "no" / "t.csv")
     with pytest.raises(InputError, match="is a directory; the name of a file"):
         write_trace([], tmp_path)
+
+
+def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    rows = [_requests([(0.0, 1, 1, "a")])]
+    device = Path("/dev/null")
+    if device.is_char_device():
+        assert write_trace(rows, device) == 1
+        assert device.is_char_device()
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "real" / "t.csv")
+    write_trace(rows, link)
+    assert link.is_symlink()
+    assert len(read_trace(tmp_path / "real" / "t.csv")) == 1
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text, "utf-8")
+        write_trace(rows, pipe)
+        assert read.result(timeout=10) == "arrival_s,prompt_tokens,output_tokens,model\n0.0,1,1,a\n"
+    assert pipe.is_fifo()
+
+
+def test_a_full_disk_is_told_in_one_line() -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(InputError, match=r"/dev/full: cannot be written: No space left on device; a file in"):
+        write_trace([_requests([(0.0, 1, 1, "a")])], "/dev/full")
 
 
 def test_chunks_may_lack_what_the_first_had() -> None:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from solver.domain.errors import InputError
 from solver.domain.trace import Requests
@@ -91,7 +91,8 @@ def whole_files() -> Iterator["Begin"]:
 
     def begin(path: Path) -> _OpenFile:
         opened = _OpenFile(path)
-        finished.append((opened.temporary, path))
+        if opened.temporary is not None:
+            finished.append((opened.temporary, path.resolve()))  # a link stays a link
         return opened
 
     try:
@@ -107,22 +108,20 @@ def whole_files() -> Iterator["Begin"]:
 
 
 class _OpenFile:
-    """One file under a temporary name in its final folder."""
+    """One file under a temporary name in its final folder; a device or pipe is written as it is."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if path.is_dir():
             raise InputError("is a directory", where=str(path), right="the name of a file to write")
+        self.temporary: Path | None = None
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+            special = path.exists() and not path.is_file()
+            raw: BinaryIO = path.open("wb") if special else self._begin_temporary()
         except (OSError, ValueError) as error:
             raise _unwritable(path, error) from None
-        self.temporary = Path(name)
-        mask = os.umask(0)
-        os.umask(mask)
-        self.temporary.chmod(0o666 & ~mask)  # mkstemp makes private files; this is an ordinary one
         self._stack = ExitStack()
-        self._raw = self._stack.enter_context(os.fdopen(handle, "wb"))
+        self._raw = self._stack.enter_context(raw)
         self._packed = (
             self._stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=self._raw, mtime=0))
             if path.suffix == ".gz"
@@ -137,6 +136,16 @@ class _OpenFile:
             self._stack.close()
         except OSError as failure:
             raise _unwritable(self._path, failure) from None
+
+    def _begin_temporary(self) -> BinaryIO:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{self._path.name[:80]}.", suffix=".part", dir=self._path.resolve().parent
+        )
+        self.temporary = Path(name)
+        mask = os.umask(0)
+        os.umask(mask)
+        self.temporary.chmod(0o666 & ~mask)  # mkstemp makes private files; this is an ordinary one
+        return os.fdopen(handle, "wb")
 
     def _write(self, text: str) -> None:
         try:
