@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from controller.planning import worker_processes
+from controller.planning import LEAST_LIMIT_S, worker_processes
 from solver.domain.demand import Demand, RateBasis, demand_of
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, GpuOffer, RequestBucket
@@ -21,13 +21,14 @@ from solver.gpu_mix.from_demand import (
     BuiltInstance,
     LeftOut,
     RoutedLoad,
+    SoundPlan,
     build_gpu_mix_instance,
     candidate_variants,
     offer_of,
+    plan_within_slo,
     routed_loads,
 )
-from solver.gpu_mix.settle import SettledPlan, solve_for_demand
-from solver.gpu_mix.solve import SolveOptions
+from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from solver.performance.book import PerformanceBook
 from telemetry.catalogue.read import find_gpu, find_model, read_gpus, read_models
 from telemetry.catalogue.read_profiles import read_profiles
@@ -68,7 +69,7 @@ class Catalogues:
 class DemandPlan:
     """A settled plan, and the variants that could not be offered with the reason why."""
 
-    settled: SettledPlan
+    settled: SoundPlan
     left_out: tuple[LeftOut, ...]
 
 
@@ -82,7 +83,7 @@ class TracePlan:
     dropped_rows: Mapping[str, int]
     summary: TraceSummary
     demand: Demand
-    settled: SettledPlan
+    settled: SoundPlan
     left_out: tuple[LeftOut, ...]
     solve_s: float
 
@@ -174,16 +175,21 @@ def settle_instance(
     *,
     options: SolveOptions,
     workers: int | None = None,
-) -> SettledPlan:
+) -> SoundPlan:
     """Plan an instance of a question so that the mixtures it routes fit."""
+    deadline_s = time.monotonic() + options.time_limit_s
 
     def judge(instance: GpuMixInstance, plan: GpuMixPlan) -> tuple[RoutedLoad, ...]:
         return routed_loads(instance, plan, performance=catalogues.book.performance, slo=question.slo)
 
     with worker_processes(len(instance.models), workers) as executor:
-        return solve_for_demand(
-            instance, judge=judge, options=options, clock=time.monotonic, executor=executor
-        )
+
+        def solve(instance: GpuMixInstance) -> GpuMixPlan:
+            left_s = max(LEAST_LIMIT_S, deadline_s - time.monotonic())
+            left = replace(options, time_limit_s=left_s)
+            return solve_gpu_mix(instance, options=left, clock=time.monotonic, executor=executor)
+
+        return plan_within_slo([instance], solve=solve, judge=judge)
 
 
 def plan_demand(

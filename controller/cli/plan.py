@@ -198,7 +198,7 @@ def _plan_from_trace(given: dict[str, Any], options: "SolveOptions") -> "tuple[G
         for reason, names in reasons.items():
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             click.echo(f"  {reason}: {shown}", err=True)
-    if settled.loads and not settled.settled:
+    if settled.loads and not settled.within_slo:
         click.echo("the routed mixture still overfills a variant; take more --headroom", err=True)
     plan = traced.plan
     if given["explain"]:

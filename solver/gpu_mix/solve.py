@@ -28,6 +28,8 @@ Method = Literal["auto", "direct", "columns"]
 DIRECT_UP_TO_INTEGERS = 24
 """One program is used up to so many replica counts; above it column generation is faster to a small gap."""
 OPTIMAL_GAP_RATIO = 1e-6
+LEAST_GAP_RATIO = 5e-7
+"""No solve goes on for less: it would settle differences that count as equal."""
 LOAD_MARGIN = 2e-6
 """Loads are raised by so much and the problem solved again if rounding left a variant above its capacity."""
 
@@ -80,6 +82,7 @@ def solve_gpu_mix(
         With status optimal (gap at most 1e-6), feasible, infeasible (with a minimal reason) or timed-out.
     """
     deadline = Deadline.after(options.time_limit_s, clock)
+    options = replace(options, gap_ratio=max(options.gap_ratio, LEAST_GAP_RATIO))
     models = serve_all(instance)
     answer, method = _search(instance, models, options, deadline, executor)
     routings = _route_all(models, answer, options.backend)
@@ -117,7 +120,7 @@ def _search(
     if any(not model.served_by.any(axis=1).all() for model in models):
         return Replicas(status=SolveStatus.INFEASIBLE), "direct"
     integers = sum(int((model.upper > 0).sum()) for model in models)
-    if options.method == "auto" and len(models) > 1 and not is_linked(instance):
+    if options.method == "auto" and not is_linked(instance):
         return _solve_apart(instance, models, options, deadline, executor), "independent"
     if options.method == "columns" or (
         options.method == "auto" and integers > DIRECT_UP_TO_INTEGERS and len(models) > 1
