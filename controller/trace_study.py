@@ -26,10 +26,9 @@ from solver.domain.demand import Demand, demand_of
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, ModelDemand, PlanStatus
 from solver.domain.slo import Slo
 from solver.domain.trace_summary import TraceSummary
-from solver.gpu_mix.from_demand import BuiltInstance, LeftOut
+from solver.gpu_mix.from_demand import BuiltInstance, LeftOut, SoundPlan
 from solver.gpu_mix.prepare import serve_all
 from solver.gpu_mix.relaxation import relaxed_prices
-from solver.gpu_mix.settle import SettledPlan
 from solver.gpu_mix.solve import SolveOptions, bill
 from solver.gpu_mix.variations import only_models
 
@@ -67,7 +66,7 @@ class Point:
     slo: Slo
     rate_rps: float
     """Of each model."""
-    settled: SettledPlan
+    settled: SoundPlan
     left_out: tuple[LeftOut, ...]
     singles: tuple[SingleType, ...]
 
@@ -279,7 +278,7 @@ class _Asker:
             question = replace(self._question, slo=scaled_slo(self._question.slo, factor))
             yield self.point(self.built(question), question, factor=factor)
 
-    def _settled(self, instance: GpuMixInstance, question: TraceQuestion) -> SettledPlan:
+    def _settled(self, instance: GpuMixInstance, question: TraceQuestion) -> SoundPlan:
         return settle_instance(
             instance, question, self._catalogues, options=self.options_left(), workers=self._workers
         )

@@ -1,0 +1,309 @@
+"""``ballast demo``: from a trace to the cheapest GPU mix, with its reasons, in one command and one HTML report.
+
+It exists so that a newcomer sees a whole answer without any data of their own: it takes the recorded Azure
+conversation trace where the project's shared data has it, else the trace that Ballast ships. It decides nothing; the
+questions are asked in `controller.trace_study`, the report is drawn in `controller.reports.gpu_mix`.
+"""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from controller.cli.options import (
+    common_options,
+    no_timings_option,
+    output_option,
+    seed_option,
+    time_limit_option,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from controller.reports.gpu_mix import Run
+    from controller.trace_study import Point, TraceStudy
+
+DEFAULT_MODELS = ("meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B")
+DEFAULT_GPU_TYPES = "L4,A10G,L40S,A100-80-SXM,H100-SXM,H200-SXM"
+"""The four types of the Mélange paper and two that followed them. Types without any measurement behind their step
+times that would win all the same (AMD) are left to the report's look at the whole catalogue."""
+DEFAULT_SLO = "ttft_p99=2.0,tbt_p99=0.1"
+RECORDED = Path("shared/data/sim/azure/AzureLLMInferenceTrace_conv.csv")
+
+
+@click.command("demo")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False),
+    help="Request trace to plan for.  [default: the recorded Azure conversation trace if the shared data has it,"
+    " else the shipped generated one]",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    default="out/demo.html",
+    show_default=True,
+    help="Where to write the report.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=DEFAULT_MODELS,
+    show_default=True,
+    help="Model to serve; may be repeated. Each gets the whole traffic.",
+)
+@click.option(
+    "--gpu-types",
+    default=DEFAULT_GPU_TYPES,
+    show_default=True,
+    help="Comma-separated GPU types to choose from.",
+)
+@click.option("--slo", default=DEFAULT_SLO, show_default=True, help="Latency targets.")
+@click.option(
+    "--catalogue",
+    "catalogue_files",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="TOML file with more GPU types, models or prices.",
+)
+@common_options(output_option, seed_option, time_limit_option, workers_option, no_timings_option)
+@click.pass_context
+def demo(ctx: click.Context, /, **given: Any) -> None:
+    r"""Plan GPUs for an hour of LLM traffic and write a report.
+
+    \b
+    Examples:
+      ballast demo
+      ballast demo --trace my.csv --model meta-llama/Llama-3.1-8B --out report.html
+    """
+    from controller.cli.answers import ballast_version, plan_exit_code
+    from controller.cli.output import print_structured, progress
+    from controller.trace_planning import TraceQuestion
+    from controller.trace_study import STEPS, study_trace
+    from solver.domain.errors import InputError
+    from solver.domain.slo import parse_slo
+    from solver.gpu_mix.solve import SolveOptions
+
+    began_s = time.monotonic()
+    out = Path(given["out"])
+    if out.is_dir():
+        raise InputError("is a directory", where=str(out), right="the name of an HTML file to write")
+    trace, kind, words = _trace(given["trace"])
+    if given["output"] == "table":
+        click.echo(f"Trace: {trace.name}, {words}")
+        sys.stdout.flush()
+    question = TraceQuestion(
+        models=tuple(given["models"]),
+        slo=parse_slo(given["slo"], where="--slo"),
+        gpu_types=tuple(name.strip() for name in given["gpu_types"].split(",") if name.strip()),
+        catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
+    )
+    options = SolveOptions(time_limit_s=given["time_limit_s"], seed=given["seed"])
+    with progress("ballast demo", STEPS) as advance:
+        first = True
+
+        def step(note: str) -> None:
+            nonlocal first
+            advance(0.0 if first else 1.0, note=note)
+            first = False
+
+        study = study_trace(trace, question, options=options, workers=given["workers"], step=step)
+        from controller.reports.gpu_mix import Run, write_report
+
+        run = Run(
+            version=ballast_version(),
+            trace_kind=words,
+            command=_command_again(ctx, given),
+            wall_s=None if given["no_timings"] else time.monotonic() - began_s,
+        )
+        write_report(study, out, run)
+    if given["output"] == "table":
+        _print(study, out, run)
+    else:
+        print_structured(demo_answer(study, out, kind, run), given["output"])
+    sys.stdout.flush()
+    ctx.exit(plan_exit_code(study.plan, gap_ratio=0.0))
+
+
+def recorded_trace() -> Path | None:
+    """Find the recorded trace beside the checkout this package was installed from; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    path = root.parent / RECORDED
+    return path if (root / "pyproject.toml").is_file() and path.is_file() else None
+
+
+def _trace(given: str | None) -> tuple[Path, str, str]:
+    """Return the trace, what kind it is, and that in words."""
+    from telemetry.sources.traces.shipped import shipped_trace_path
+
+    if given is not None:
+        return Path(given), "given", "given with --trace"
+    recorded = recorded_trace()
+    if recorded is not None:
+        return recorded, "recorded", "a recorded hour of conversations (Azure, November 2023)"
+    return shipped_trace_path(), "shipped", "an hour of generated conversations that Ballast ships"
+
+
+def _command_again(ctx: click.Context, given: dict[str, Any]) -> str:
+    """Write the command that gives this report again, with what differs from the defaults."""
+    words = ["ballast", "demo"]
+    for parameter in ctx.command.params:
+        value = given.get(parameter.name or "")
+        default = parameter.get_default(ctx)
+        if not parameter.opts[-1].startswith("--") or value in (None, False, (), default):
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            words.append(parameter.opts[-1])
+            if item is not True:
+                words.append(str(item))
+    return shlex.join(words)
+
+
+def demo_answer(study: "TraceStudy", out: Path, trace_kind: str, run: "Run") -> dict[str, Any]:
+    """Write ``demo/1``: the plan as ``gpu-mix-plan/1`` and the sweeps in short."""
+    from controller.cli.answers import gpu_mix_answer
+
+    base = study.base
+    best = base.best_single
+    return {
+        "schema": "demo/1",
+        "version": run.version,
+        "trace": {
+            "name": study.trace_name,
+            "kind": trace_kind,
+            "sha256": study.trace_sha256,
+            "requests": study.summary.requests,
+            "mean_rps": study.summary.mean_rps,
+        },
+        "slo": str(study.question.slo),
+        "planned_rps": base.rate_rps,
+        "seed": study.options.seed,
+        "plan": gpu_mix_answer(study.instance, study.plan),
+        "variants": {
+            model.name: [
+                {
+                    "gpu_type": variant.gpu_type,
+                    "gpus_per_replica": variant.gpus_per_replica,
+                    "precision": variant.precision,
+                }
+                for variant in model.variants
+            ]
+            for model in study.instance.models
+        },
+        "single_types": [
+            {
+                "gpu_type": single.gpu_type,
+                "cost_usd_per_h": _rounded(single.together_usd_per_h),
+                "per_model_usd_per_h": {name: _rounded(cost) for name, cost in single.cost_usd_per_h.items()},
+                "cannot_serve": dict(single.reasons),
+            }
+            for single in base.singles
+        ],
+        "best_single_type": None
+        if best is None
+        else {"gpu_type": best.gpu_type, "cost_usd_per_h": _rounded(best.together_usd_per_h)},
+        "best_single_type_per_model_usd_per_h": _rounded(base.own_singles_usd_per_h),
+        "fractional_usd_per_h": _rounded(study.fractional_usd_per_h),
+        "whole_catalogue_usd_per_h": _rounded(study.whole_catalogue.cost_usd_per_h),
+        "rates": [_point(point) for point in study.rates],
+        "slos": [_point(point) for point in study.slos],
+        "report": str(out),
+        **({} if run.wall_s is None else {"wall_s": round(run.wall_s, 3)}),
+    }
+
+
+def _point(point: "Point") -> dict[str, Any]:
+    best = point.best_single
+    return {
+        "factor": point.factor,
+        "rate_rps": _rounded(point.rate_rps),
+        "slo": str(point.slo),
+        "status": str(point.plan.status),
+        "cost_usd_per_h": _rounded(point.cost_usd_per_h),
+        "within_slo": point.settled.within_slo,
+        "best_single_type": None
+        if best is None
+        else {"gpu_type": best.gpu_type, "cost_usd_per_h": _rounded(best.together_usd_per_h)},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 9)
+
+
+def _print(study: "TraceStudy", out: Path, run: "Run") -> None:
+    """Print the result for people."""
+    from controller.cli.output import print_table
+    from controller.cli.plan_tables import STATUS_WORDS, variant_name
+    from controller.trace_study import replicas_in_use
+
+    base, plan, instance = study.base, study.plan, study.instance
+    click.echo(
+        f"  {study.summary.requests:,} requests; planned for {base.rate_rps:.2f} requests/s per model,"
+        f" {study.question.slo}"
+    )
+    if plan.objective is None:
+        why = "" if plan.infeasible is None else f": {plan.infeasible.message}"
+        click.echo(f"No plan: {STATUS_WORDS[plan.status]}{why}")
+    else:
+        variants = {model.name: model.variants for model in instance.models}
+        rows = []
+        for name, c, n in replicas_in_use(instance, plan):
+            variant = variants[name][c]
+            gpus = n * variant.gpus_per_replica
+            cost = gpus * instance.offer(variant.gpu_type).price_usd_per_h
+            rows.append((name, variant_name(variant), n, gpus, f"{cost:.2f}"))
+        print_table("What to run", ("model", "replica", "replicas", "GPUs", "US$/h"), rows, right=(2, 3, 4))
+        click.echo(
+            f"Cost {plan.objective:.2f} US$/h; proved bound {plan.lower_bound_usd_per_h:.2f},"
+            f" gap {100 * (plan.gap_ratio or 0):.3f} %, {STATUS_WORDS[plan.status]}"
+        )
+        _print_savings(base)
+        wide = study.whole_catalogue
+        if wide.cost_usd_per_h is not None:
+            used = sorted(
+                {
+                    offer.name
+                    for offer, gpus in zip(
+                        wide.settled.instance.gpu_types, wide.plan.bought_gpus, strict=True
+                    )
+                    if gpus
+                }
+            )
+            click.echo(
+                f"With all {len(wide.settled.instance.gpu_types)} priced GPU types on offer:"
+                f" {wide.cost_usd_per_h:.2f} US$/h on {', '.join(used)}; see the report before you trust it"
+            )
+    took = "" if run.wall_s is None else f" (took {run.wall_s:.1f} s)"
+    click.echo(f"\nReport: {out}{took}")
+
+
+def _print_savings(base: "Point") -> None:
+    """Say what the mix saves against the best single type, model by model and together."""
+    cost = base.cost_usd_per_h or 0.0
+    for model in base.settled.instance.models:
+        single = base.best_single_of(model.name)
+        if single is None:
+            click.echo(f"  {model.name}: no single type can serve it alone")
+            continue
+        alone = single.cost_usd_per_h[model.name]
+        mine = base.model_cost_usd_per_h(model.name)
+        click.echo(
+            f"  {model.name}: {mine:.2f}, best single type {single.gpu_type} {alone:.2f}{_saved(mine, alone)}"
+        )
+    best, own = base.best_single, base.own_singles_usd_per_h
+    if own is not None:
+        click.echo(f"  each model on its own best type: {own:.2f}{_saved(cost, own)}")
+    if best is None or best.together_usd_per_h is None:
+        click.echo("  together: no single type serves every model")
+    else:
+        together = best.together_usd_per_h
+        click.echo(f"  one type for all, {best.gpu_type}: {together:.2f}{_saved(cost, together)}")
+
+
+def _saved(cost: float, alternative: float) -> str:
+    return f" (saves {100 * (1 - cost / alternative):.1f} %)" if alternative > 0 else ""
