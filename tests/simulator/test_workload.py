@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.workload import (
@@ -85,6 +85,7 @@ def test_a_daily_swing_begins_at_its_low() -> None:
     duration_s=st.floats(1, 100),
     swing=st.floats(0, 0.99),
 )
+@settings(deadline=None)
 def test_same_seed_same_trace(seed: int, rate_rps: float, duration_s: float, swing: float) -> None:
     workload = Workload(
         sizes=PRESETS["code"].sizes,

@@ -33,7 +33,7 @@ sizes = st.lists(st.tuples(st.integers(1, 200_000), st.integers(1, 20_000)), min
 
 
 @given(sizes=sizes, buckets=st.integers(1, 20), rate_rps=st.floats(0.01, 1e4))
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 def test_load_is_kept_and_never_understated(
     sizes: list[tuple[int, int]], buckets: int, rate_rps: float
 ) -> None:
@@ -54,7 +54,7 @@ def test_load_is_kept_and_never_understated(
 
 
 @given(sizes=sizes)
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 def test_as_many_buckets_as_sizes_are_nearly_exact(sizes: list[tuple[int, int]]) -> None:
     prompt, output = np.array(sizes).T
     demand = representative_buckets(size_histogram(prompt, output), largest_bucket_count=60, rate_rps=1.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solver.domain.errors import InputError
@@ -62,6 +62,7 @@ def _blocks(requests: Requests) -> list[list[int]]:
 
 
 @given(cut=cut_requests())
+@settings(deadline=None)
 def test_chunks_join_to_the_whole(cut: tuple[Requests, list[Requests]]) -> None:
     whole, chunks = cut
     joined = concatenate(chunks)
@@ -74,6 +75,7 @@ def test_chunks_join_to_the_whole(cut: tuple[Requests, list[Requests]]) -> None:
 
 
 @given(whole=requests(), data=st.data())
+@settings(deadline=None)
 def test_taking_keeps_rows_together(whole: Requests, data: st.DataObject) -> None:
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(whole), max_size=len(whole))))
     part = whole.take(mask)
@@ -113,6 +115,7 @@ def test_windows_that_cannot_be() -> None:
 
 
 @given(whole=requests(), window_s=st.floats(0.1, 1e5))
+@settings(deadline=None)
 def test_windows_count_every_request_once(whole: Requests, window_s: float) -> None:
     counted = windows(whole.arrival_s, window_s=window_s)
     assert counted.count.sum() == len(whole)
@@ -146,12 +149,14 @@ def _same(first: TraceSummary, second: TraceSummary) -> None:
 
 
 @given(cut=cut_requests())
+@settings(deadline=None)
 def test_a_summary_does_not_depend_on_the_chunks(cut: tuple[Requests, list[Requests]]) -> None:
     whole, chunks = cut
     _same(summarise([whole], windows_s=(10.0, 1000.0)), summarise(chunks, windows_s=(10.0, 1000.0)))
 
 
 @given(whole=requests(largest=5000))
+@settings(deadline=None)
 def test_a_summary_agrees_with_numpy(whole: Requests) -> None:
     summary = summarise([whole])
     for share in (0.0, 0.25, 0.5, 0.9, 0.99, 1.0):
@@ -170,6 +175,7 @@ def test_a_summary_agrees_with_numpy(whole: Requests) -> None:
 
 
 @given(tokens=st.lists(st.integers(1, 10**9), min_size=1, max_size=30))
+@settings(deadline=None)
 def test_large_token_counts_are_cut_by_less_than_two_to_minus_16(tokens: list[int]) -> None:
     counts = token_counts(np.array(tokens))
     expanded = np.repeat(counts.values, counts.counts)
@@ -189,6 +195,7 @@ def test_no_requests_are_an_error() -> None:
 
 
 @given(whole=requests(largest=10**6), rate=st.floats(0.1, 10), tokens=st.floats(0.1, 10))
+@settings(deadline=None)
 def test_scaling(whole: Requests, rate: float, tokens: float) -> None:
     result = scaled(whole, rate_ratio=rate, tokens_ratio=tokens)
     np.testing.assert_allclose(result.arrival_s * rate, whole.arrival_s, rtol=1e-12, atol=1e-300)
@@ -197,6 +204,7 @@ def test_scaling(whole: Requests, rate: float, tokens: float) -> None:
 
 
 @given(whole=requests(), start_s=st.floats(0, 1e5), length_s=st.floats(0, 1e5))
+@settings(deadline=None)
 def test_between_is_half_open(whole: Requests, start_s: float, length_s: float) -> None:
     kept = between(whole, start_s, start_s + length_s).arrival_s
     wanted = [time for time in whole.arrival_s.tolist() if start_s <= time < start_s + length_s]
@@ -204,6 +212,7 @@ def test_between_is_half_open(whole: Requests, start_s: float, length_s: float) 
 
 
 @given(cut=cut_requests(), within_s=st.floats(0.01, 50), seed=st.integers(0, 5))
+@settings(deadline=None)
 def test_spreading_moves_requests_into_their_own_step(
     cut: tuple[Requests, list[Requests]], within_s: float, seed: int
 ) -> None:

@@ -39,6 +39,7 @@ def _read_or_refuse(raw: bytes, form: str | None) -> None:
 
 
 @given(raw=st.binary(max_size=400), form=st.sampled_from([None, *FORMATS]))
+@settings(deadline=None)
 def test_random_bytes(raw: bytes, form: str | None) -> None:
     _read_or_refuse(raw, form)
 
@@ -77,12 +78,13 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 @given(raw=mutated(), packed=st.booleans(), form=st.sampled_from([None, *FORMATS]))
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 def test_mutated_traces(*, raw: bytes, packed: bool, form: str | None) -> None:
     _read_or_refuse(gzip.compress(raw, 1, mtime=0) if packed else raw, form)
 
 
 @given(sample=st.sampled_from(ROWS), data=st.data())
+@settings(deadline=None)
 def test_truncated_and_damaged_gzip(sample: bytes, data: st.DataObject) -> None:
     packed = bytearray(gzip.compress(sample, mtime=0))
     end = data.draw(st.integers(3, len(packed) - 1))
@@ -128,7 +130,7 @@ def columns(draw: st.DrawFn) -> tuple[tuple[Kind, ...], list[tuple[str, ...]]]:
 @given(table=columns())
 @example(table=((Kind.STAMP, Kind.SECONDS), [("1970-01-01T00:00:00+23:59", "9007199254740993")]))
 @example(table=((Kind.STAMP, Kind.SECONDS), [("2024-02-29 00:00:00.123456789Z", "0.1234567890123456789")]))
-@settings(max_examples=600, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.filter_too_much])
 def test_a_block_is_read_as_its_fields_are(table: tuple[tuple[Kind, ...], list[tuple[str, ...]]]) -> None:
     kinds, rows = table
     block = "".join(",".join(row) + "\n" for row in rows).encode()

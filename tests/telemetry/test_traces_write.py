@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solver.domain.errors import InputError
@@ -44,6 +44,7 @@ def requests(*, ordered: bool = True) -> st.SearchStrategy[Requests]:
 
 
 @given(first=requests(), packed=st.booleans())
+@settings(deadline=None)
 def test_what_is_written_reads_back_equal(*, first: Requests, packed: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("t.csv.gz" if packed else "t.csv")
@@ -150,6 +151,7 @@ def test_chunks_may_lack_what_the_first_had() -> None:
     run_rows=st.integers(1, 20),
     chunk_rows=st.integers(1, 5),
 )
+@settings(deadline=None)
 def test_sorting_is_stable_whatever_the_runs(chunks: list[Requests], run_rows: int, chunk_rows: int) -> None:
     whole = concatenate(chunks)
     order = np.argsort(whole.arrival_s, kind="stable")
