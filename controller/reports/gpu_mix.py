@@ -4,7 +4,7 @@ It exists so that people can judge a plan without running anything. It draws and
 computed by the solver; here are only differences and ratios of them. The file appears whole or not at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,9 @@ def render_report(study: TraceStudy, run: Run) -> str:
         running=_running(study),
         per_model=_per_model(study.base),
         routes=_routes(study),
-        dearer=[point for point in (*study.rates, *study.slos) if _dearer(point)],
-        unsettled=[
-            point
-            for point in (*study.rates, *study.slos)
-            if point.settled.loads and not point.settled.within_slo
-        ],
+        dearer=_where(study, _dearer),
+        unsettled=_where(study, lambda point: bool(point.settled.loads) and not point.settled.within_slo),
         slo_words=slo_label(study.question.slo).replace("\n", ", "),
-        label=lambda point: f"rate × {point.factor:g}, {slo_label(point.slo)}".replace("\n", ", "),
         left_out=_left_out(study),
         prices=_prices(study),
         provenance=_provenance(study),
@@ -140,6 +135,17 @@ def _dearer(point: Point) -> bool:
     """Whether some single type, settled by itself, came out cheaper than the mix."""
     cost, single = point.cost_usd_per_h, point.own_singles_usd_per_h
     return cost is not None and single is not None and cost > single * (1 + 1e-6)
+
+
+def _where(study: TraceStudy, holds: Callable[[Point], bool]) -> list[str]:
+    """Name the points of both sweeps for which something holds."""
+    names = [f"rate ×{point.factor:g}" for point in study.rates if holds(point)]
+    names += [
+        slo_label(point.slo).replace("\n", ", ")
+        for point in study.slos
+        if point is not study.base and holds(point)
+    ]
+    return names
 
 
 def _running(study: TraceStudy) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.labelsize": 9.5,
+    "axes.labelpad": 6.0,
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
     "legend.fontsize": 9.5,
@@ -186,6 +187,8 @@ def request_sizes(study: TraceStudy) -> str:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, handletextpad=0.6)
         bar = plot.figure.colorbar(mesh, ax=axes, pad=0.015, aspect=28)
         bar.outline.set_visible(False)
+        if bar.solids is not None:  # matplotlib would embed it as a bitmap
+            bar.solids.set(rasterized=False, edgecolor="face")
         bar.set_label("requests per cell")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         return plot.svg()
@@ -537,7 +540,7 @@ def _stacks(axes: Axes, study: TraceStudy, points: Sequence[Point], model: str, 
                     words,
                     ha="center",
                     va="center",
-                    fontsize=9,
+                    fontsize=8,
                     color="white" if dark else INK,
                 )
             bottom += height
