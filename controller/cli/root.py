@@ -73,11 +73,17 @@ def _keep_stdout_for_answers() -> None:
     sys.stdout = open(answers, "w", encoding=sys.stdout.encoding, closefd=True)  # noqa: SIM115, PTH123 - lives as long as the process
 
 
+def _drop_pending_output() -> None:
+    """Let what standard output still holds go nowhere, so that closing it at exit cannot fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; never returns and never shows a stack trace (BALLAST_DEBUG=1 shows it)."""
     _keep_stdout_for_answers()
     try:
         result = ballast.main(args=args, prog_name="ballast", standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk still gets its line
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
         _fail(f"{error.format_message()}{hint}".replace("\n", " "), 2)
@@ -88,9 +94,10 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away: not our failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_pending_output()
         raise SystemExit(0) from None
     except OSError as error:
+        _drop_pending_output()
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}", 1)
     except Exception as error:  # the last line of defence: a bug still answers in one line

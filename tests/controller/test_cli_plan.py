@@ -237,3 +237,19 @@ def test_help_has_an_example_everywhere() -> None:
         done = ballast(*args, "--help")
         assert done.returncode == 0
         assert "Example" in done.stdout
+
+
+def test_a_full_disk_is_one_line_and_exit_1(toy: Path) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("needs /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*BALLAST, "plan", "gpus", str(toy), "-o", "json"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "space" in done.stderr

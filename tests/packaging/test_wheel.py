@@ -34,6 +34,8 @@ def test_top_level_names_are_exactly_ours(wheel_names: list[str]) -> None:
 def test_data_files_are_shipped(wheel_names: list[str]) -> None:
     assert "telemetry/catalogue/gpus.toml" in wheel_names
     assert "telemetry/catalogue/models.toml" in wheel_names
+    assert "telemetry/catalogue/profiles/splitwise_tp8.csv" in wheel_names
+    assert "telemetry/traces/conversation.csv.gz" in wheel_names
 
 
 def test_import_contracts_cover_every_package() -> None:
@@ -44,7 +46,10 @@ def test_import_contracts_cover_every_package() -> None:
 
 @pytest.mark.parametrize("order", ["import ortools, pulp", "import pulp, ortools"])
 def test_ortools_and_pulp_load_in_either_order(order: str) -> None:
-    code = f"{order}\nfrom ortools.math_opt.python import mathopt\nimport pulp\nassert pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path).available()"
+    code = (
+        f"{order}\nfrom ortools.math_opt.python import mathopt\n"
+        "assert pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path).available()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
