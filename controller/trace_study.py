@@ -81,6 +81,14 @@ class Point:
         return self.plan.objective
 
     @property
+    def sound_usd_per_h(self) -> float | None:
+        """Cost of the mix if the mixtures it routes hold the SLO with their headroom, else None.
+
+        Savings count from this; single types that are a little overfull keep the benefit of the doubt.
+        """
+        return self.cost_usd_per_h if self.settled.within_slo else None
+
+    @property
     def best_single(self) -> SingleType | None:
         """The cheapest type that serves every model alone."""
         able = [single for single in self.singles if single.together_usd_per_h is not None]

@@ -181,6 +181,7 @@ def demo_answer(study: "TraceStudy", out: Path, trace_kind: str, run: "Run") -> 
         },
         "slo": str(study.question.slo),
         "planned_rps": base.rate_rps,
+        "within_slo": base.settled.within_slo,
         "seed": study.options.seed,
         "plan": gpu_mix_answer(study.instance, study.plan),
         "variants": {
@@ -208,7 +209,7 @@ def demo_answer(study: "TraceStudy", out: Path, trace_kind: str, run: "Run") -> 
         else {"gpu_type": best.gpu_type, "cost_usd_per_h": _rounded(best.together_usd_per_h)},
         "best_single_type_per_model_usd_per_h": _rounded(base.own_singles_usd_per_h),
         "fractional_usd_per_h": _rounded(study.fractional_usd_per_h),
-        "whole_catalogue_usd_per_h": _rounded(study.whole_catalogue.cost_usd_per_h),
+        "whole_catalogue_usd_per_h": _rounded(study.whole_catalogue.sound_usd_per_h),
         "rates": [_point(point) for point in study.rates],
         "slos": [_point(point) for point in study.slos],
         "report": str(out),
@@ -262,9 +263,15 @@ def _print(study: "TraceStudy", out: Path, run: "Run") -> None:
             f"Cost {plan.objective:.2f} US$/h; proved bound {plan.lower_bound_usd_per_h:.2f},"
             f" gap {100 * (plan.gap_ratio or 0):.3f} %, {STATUS_WORDS[plan.status]}"
         )
-        _print_savings(base)
+        if base.settled.within_slo:
+            _print_savings(base)
+        else:
+            click.echo(
+                "  not sound: judged on the mixture routed to it, the fullest variant carries"
+                f" {100 * (base.settled.worst_ratio - 1):.1f} % more than the headroom allows"
+            )
         wide = study.whole_catalogue
-        if wide.cost_usd_per_h is not None:
+        if wide.sound_usd_per_h is not None:
             used = sorted(
                 {
                     offer.name
@@ -276,7 +283,7 @@ def _print(study: "TraceStudy", out: Path, run: "Run") -> None:
             )
             click.echo(
                 f"With all {len(wide.settled.instance.gpu_types)} priced GPU types on offer:"
-                f" {wide.cost_usd_per_h:.2f} US$/h on {', '.join(used)}; see the report before you trust it"
+                f" {wide.sound_usd_per_h:.2f} US$/h on {', '.join(used)}; see the report before you trust it"
             )
     took = "" if run.wall_s is None else f" (took {run.wall_s:.1f} s)"
     click.echo(f"\nReport: {out}{took}")

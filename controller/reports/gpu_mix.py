@@ -91,13 +91,14 @@ def render_report(study: TraceStudy, run: Run) -> str:
         wide_orders=mix_orders(study.whole_catalogue),
         wide_types=len(study.whole_catalogue.settled.instance.gpu_types),
         wide_unjudged=_unjudged(study.whole_catalogue),
-        saving=saving_ratio(study.base.cost_usd_per_h, _single_usd(study.base)),
-        own_saving=saving_ratio(study.base.cost_usd_per_h, study.base.own_singles_usd_per_h),
+        saving=saving_ratio(study.base.sound_usd_per_h, _single_usd(study.base)),
+        own_saving=saving_ratio(study.base.sound_usd_per_h, study.base.own_singles_usd_per_h),
         running=_running(study),
         per_model=_per_model(study.base),
         routes=_routes(study),
         dearer=_where(study, _dearer),
         unsettled=_where(study, lambda point: bool(point.settled.loads) and not point.settled.within_slo),
+        overfull_ratio=study.base.settled.worst_ratio - 1,
         slo_words=slo_label(study.question.slo).replace("\n", ", "),
         left_out=_left_out(study),
         prices=_prices(study),
@@ -133,7 +134,7 @@ def _single_usd(point: Point) -> float | None:
 
 def _dearer(point: Point) -> bool:
     """Whether some single type, settled by itself, came out cheaper than the mix."""
-    cost, single = point.cost_usd_per_h, point.own_singles_usd_per_h
+    cost, single = point.sound_usd_per_h, point.own_singles_usd_per_h
     return cost is not None and single is not None and cost > single * (1 + 1e-6)
 
 
@@ -200,7 +201,7 @@ def _per_model(base: Point) -> list[dict[str, Any]]:
                 "cost": cost,
                 "best": "none can" if best is None else best.gpu_type,
                 "alone": alone,
-                "saving": saving_ratio(cost, alone),
+                "saving": saving_ratio(cost, alone) if base.settled.within_slo else None,
             }
         )
     return rows

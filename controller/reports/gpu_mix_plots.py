@@ -420,7 +420,7 @@ def rates(study: TraceStudy) -> str:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes = grid[-1]
         axes.set_title("Cost per 1000 requests/s to each model, US$/h")
-        mix = [_per_thousand(point, point.cost_usd_per_h) for point in points]
+        mix = [_per_thousand(point, point.sound_usd_per_h) for point in points]
         best = [point.best_single for point in points]
         alone = [
             _per_thousand(point, None if single is None else single.together_usd_per_h)
@@ -521,6 +521,19 @@ def _stacks(axes: Axes, study: TraceStudy, points: Sequence[Point], model: str, 
         if not parts:
             axes.text(position, 0.02 * (1 if share else max(tallest, 1)), "no plan", ha="center", color=FAINT)
             continue
+        sound = points[position].settled.within_slo
+        if not sound:
+            axes.text(
+                position,
+                (1.0 if share else total) / 2,
+                "not sound",
+                ha="center",
+                va="center",
+                rotation=90,
+                color=FAINT,
+                fontstyle="italic",
+                fontsize=8,
+            )
         bottom = 0.0
         scale = (total or 1.0) if share else 1.0
         for variant, n, cost in parts:
@@ -529,9 +542,16 @@ def _stacks(axes: Axes, study: TraceStudy, points: Sequence[Point], model: str, 
             colour = shade(by_type[variant.gpu_type], variant.gpus_per_replica)
             height = cost / scale
             axes.bar(
-                position, height, bottom=bottom, width=0.74, color=colour, edgecolor="white", linewidth=0.8
+                position,
+                height,
+                bottom=bottom,
+                width=0.74,
+                color=colour,
+                edgecolor="white",
+                linewidth=0.8,
+                alpha=1.0 if sound else 0.25,
             )
-            if height / (1.0 if share else max(tallest, 1e-9)) * height_in_points > 12:
+            if sound and height / (1.0 if share else max(tallest, 1e-9)) * height_in_points > 12:
                 dark = sum(colour) < 1.75
                 words = count_label(n, variant) if len(points) <= 5 else f"{n} × {variant.gpus_per_replica}"
                 axes.text(
