@@ -30,7 +30,7 @@ from solver.gpu_mix.from_demand import (
 )
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from solver.performance.book import PerformanceBook
-from telemetry.catalogue.read import find_gpu, find_model, read_gpus, read_models
+from telemetry.catalogue.read import by_kind, find_gpu, find_model, read_gpus, read_models
 from telemetry.catalogue.read_profiles import read_profiles
 from telemetry.sources.traces.read import open_trace
 
@@ -95,7 +95,8 @@ class TracePlan:
 
 def read_catalogues(files: Sequence[Path] = ()) -> Catalogues:
     """Read the shipped catalogues, with the user's files on top."""
-    gpus, models = read_gpus(files), read_models(files)
+    gpu_files, model_files = by_kind(files)
+    gpus, models = read_gpus(gpu_files), read_models(model_files)
     tables = read_profiles(gpus, models)
     return Catalogues(gpus=gpus, models=models, book=PerformanceBook(gpus=gpus, models=models, tables=tables))
 

@@ -253,6 +253,20 @@ class _File:
                 raise InputError(f"got {value!r}", where=self.place(entry, key), right=known[key].right)
 
 
+def by_kind(paths: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Tell the user's GPU catalogues from their model catalogues by the schema that each file states.
+
+    A file that states neither counts as a GPU catalogue, whose reader says what is wrong with it.
+    """
+    gpu_files: list[Path] = []
+    model_files: list[Path] = []
+    for path in paths:
+        raw = path.read_bytes()
+        is_models = re.search(rb"""^schema\s*=\s*["']model-catalogue/""", raw, re.MULTILINE) is not None
+        (model_files if is_models else gpu_files).append(path)
+    return tuple(gpu_files), tuple(model_files)
+
+
 def _shipped(name: str, kind: str) -> _File:
     return _File(name, files("telemetry.catalogue").joinpath(name).read_bytes(), kind)
 

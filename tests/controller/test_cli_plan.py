@@ -253,3 +253,26 @@ def test_a_full_disk_is_one_line_and_exit_1(toy: Path) -> None:
         )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "space" in done.stderr
+
+
+def test_own_prices_and_models_are_told_apart_by_their_schema(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i},500,50\n" for i in range(60)))
+    prices = tmp_path / "prices.toml"
+    prices.write_text('schema = "gpu-catalogue/1"\n\n[gpu.L4]\nprice_usd_per_h = 0.01\n')
+    models = tmp_path / "models.toml"
+    models.write_text(
+        'schema = "model-catalogue/1"\n\n[model."meta-llama/Llama-3.1-8B"]\nmax_context = 4096\n'
+    )
+    done = ballast(
+        *("plan", "gpus", "--trace", str(trace), "--model", "meta-llama/Llama-3.1-8B", "-o", "json"),
+        *("--gpu-types", "L4,H100-SXM", "--catalogue", str(prices), "--catalogue", str(models)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gpus"]["H100-SXM"] == {"on_demand": 0, "spot": 0}
+    missing = ballast(
+        *("plan", "gpus", "--trace", str(trace), "--model", "meta-llama/Llama-3.1-8B"),
+        *("--catalogue", str(tmp_path / "none.toml")),
+    )
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
+    assert "none.toml" in missing.stderr
