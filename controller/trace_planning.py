@@ -5,8 +5,8 @@ no decision: which variants exist, what they sustain and which are bought is dec
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from controller.planning import LEAST_LIMIT_S, worker_processes
@@ -18,18 +18,18 @@ from solver.domain.llm import ModelShape
 from solver.domain.slo import Slo
 from solver.domain.trace_summary import TraceSummary, summarise
 from solver.gpu_mix.from_demand import (
-    BuiltInstance,
+    KnownCapacities,
     LeftOut,
     RoutedLoad,
-    SoundPlan,
     build_gpu_mix_instance,
     candidate_variants,
     offer_of,
-    plan_within_slo,
     routed_loads,
 )
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
+from solver.gpu_mix.sound import SoundPlan, plan_within_slo
 from solver.performance.book import PerformanceBook
+from solver.performance.capacity import MatrixRule
 from telemetry.catalogue.read import by_kind, find_gpu, find_model, read_gpus, read_models
 from telemetry.catalogue.read_profiles import read_profiles
 from telemetry.sources.traces.read import open_trace
@@ -63,6 +63,25 @@ class Catalogues:
     gpus: Mapping[str, GpuType]
     models: Mapping[str, ModelShape]
     book: PerformanceBook
+    capacities: KnownCapacities = field(default_factory=dict, repr=False, compare=False)
+    """What the book's models sustain on mixtures that came up before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltDemand:
+    """The problem of a question, once with each rule for throughputs, and the variants that were left out."""
+
+    starts: tuple[GpuMixInstance, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def instance(self) -> GpuMixInstance:
+        """The first of them."""
+        return self.starts[0]
+
+    def changed(self, change: Callable[[GpuMixInstance], GpuMixInstance]) -> "BuiltDemand":
+        """Change all of them alike."""
+        return replace(self, starts=tuple(change(start) for start in self.starts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +149,13 @@ def scaled_buckets(demand: Demand, factor: float) -> tuple[RequestBucket, ...]:
 
 
 def build_instance(
-    buckets: Sequence[RequestBucket], question: TraceQuestion, catalogues: Catalogues, *, name: str
-) -> BuiltInstance:
+    buckets: Sequence[RequestBucket],
+    question: TraceQuestion,
+    catalogues: Catalogues,
+    *,
+    name: str,
+    rules: Sequence[MatrixRule] = tuple(MatrixRule),
+) -> BuiltDemand:
     """Build the problem of a question; the slow part of planning, and the same for every rate (`at_rate`)."""
     shapes = [find_model(catalogues.models, model) for model in question.models]
     if len({shape.name for shape in shapes}) < len(shapes):
@@ -143,15 +167,20 @@ def build_instance(
         )
         for shape in shapes
     }
-    return build_gpu_mix_instance(
-        name=name,
-        demands={shape.name: buckets for shape in shapes},
-        offers=offers,
-        variants=variants,
-        performance=catalogues.book.performance,
-        slo=question.slo,
-        headroom_ratio=question.headroom_ratio,
-    )
+    built = [
+        build_gpu_mix_instance(
+            name=name,
+            demands={shape.name: buckets for shape in shapes},
+            offers=offers,
+            variants=variants,
+            performance=catalogues.book.performance,
+            slo=question.slo,
+            headroom_ratio=question.headroom_ratio,
+            rule=rule,
+        )
+        for rule in rules
+    ]
+    return BuiltDemand(starts=tuple(one.instance for one in built), left_out=built[0].left_out)
 
 
 def at_rate(instance: GpuMixInstance, factor: float) -> GpuMixInstance:
@@ -169,28 +198,34 @@ def at_rate(instance: GpuMixInstance, factor: float) -> GpuMixInstance:
     return replace(instance, models=models)
 
 
-def settle_instance(
-    instance: GpuMixInstance,
+def settle_demand(
+    built: BuiltDemand,
     question: TraceQuestion,
     catalogues: Catalogues,
     *,
     options: SolveOptions,
     workers: int | None = None,
 ) -> SoundPlan:
-    """Plan an instance of a question so that the mixtures it routes fit."""
+    """Plan a question so that the mixtures it routes fit."""
     deadline_s = time.monotonic() + options.time_limit_s
 
     def judge(instance: GpuMixInstance, plan: GpuMixPlan) -> tuple[RoutedLoad, ...]:
-        return routed_loads(instance, plan, performance=catalogues.book.performance, slo=question.slo)
+        return routed_loads(
+            instance,
+            plan,
+            performance=catalogues.book.performance,
+            slo=question.slo,
+            known=catalogues.capacities,
+        )
 
-    with worker_processes(len(instance.models), workers) as executor:
+    with worker_processes(len(built.instance.models), workers) as executor:
 
         def solve(instance: GpuMixInstance) -> GpuMixPlan:
             left_s = max(LEAST_LIMIT_S, deadline_s - time.monotonic())
             left = replace(options, time_limit_s=left_s)
             return solve_gpu_mix(instance, options=left, clock=time.monotonic, executor=executor)
 
-        return plan_within_slo([instance], solve=solve, judge=judge)
+        return plan_within_slo(built.starts, solve=solve, judge=judge)
 
 
 def plan_demand(
@@ -204,7 +239,7 @@ def plan_demand(
 ) -> DemandPlan:
     """Plan one demand for all models of a question."""
     built = build_instance(scaled_buckets(demand, question.rate_scale), question, catalogues, name=name)
-    settled = settle_instance(built.instance, question, catalogues, options=options, workers=workers)
+    settled = settle_demand(built, question, catalogues, options=options, workers=workers)
     return DemandPlan(settled=settled, left_out=built.left_out)
 
 

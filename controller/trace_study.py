@@ -8,17 +8,19 @@ all rates. It draws and prints nothing.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from controller.planning import explained
 from controller.trace_planning import (
+    BuiltDemand,
     Catalogues,
     TraceQuestion,
     at_rate,
     build_instance,
     read_catalogues,
     scaled_buckets,
-    settle_instance,
+    settle_demand,
     summarise_trace,
 )
 from solver.domain.deadline import Deadline
@@ -26,11 +28,13 @@ from solver.domain.demand import Demand, demand_of
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, ModelDemand, PlanStatus
 from solver.domain.slo import Slo
 from solver.domain.trace_summary import TraceSummary
-from solver.gpu_mix.from_demand import BuiltInstance, LeftOut, SoundPlan
+from solver.gpu_mix.from_demand import LeftOut
 from solver.gpu_mix.prepare import serve_all
 from solver.gpu_mix.relaxation import relaxed_prices
 from solver.gpu_mix.solve import SolveOptions, bill
-from solver.gpu_mix.variations import only_models
+from solver.gpu_mix.sound import SoundPlan
+from solver.gpu_mix.variations import on_one_type, only_models
+from solver.performance.capacity import MatrixRule
 
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SLO_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -158,7 +162,7 @@ def study_trace(
     workers: int | None = None,
     step: Step = lambda _note: None,
 ) -> TraceStudy:
-    """Read a trace and ask everything about it; the time limit is one for all solves together.
+    """Read a trace and ask everything about it; the time limit is that of each plan.
 
     Raises
     ------
@@ -188,7 +192,7 @@ def study_trace(
     step("planning")
     base = asker.point(asker.built(question), question)
     if base.plan.objective is not None:
-        plan = explained(base.settled.instance, base.plan, options=asker.options_left(), spent_s=0.0)
+        plan = explained(base.settled.instance, base.plan, options=options, spent_s=0.0)
         base = replace(base, settled=replace(base.settled, plan=plan))
     step("every GPU type of the catalogue")
     wide = replace(question, gpu_types=())
@@ -205,7 +209,7 @@ def study_trace(
         demand=demand,
         catalogues=catalogues,
         base=base,
-        fractional_usd_per_h=_fractional_usd_per_h(base.settled.instance, asker.options_left()),
+        fractional_usd_per_h=_fractional_usd_per_h(base.settled.instance, options),
         rates=rates,
         slos=slos,
         whole_catalogue=whole,
@@ -215,7 +219,7 @@ def study_trace(
 
 
 class _Asker:
-    """Asks questions about one demand within one time limit."""
+    """Asks questions about one demand; each plan has the whole time limit."""
 
     def __init__(
         self,
@@ -233,22 +237,21 @@ class _Asker:
         self._name = name
         self._options = options
         self._workers = workers
-        self._deadline = Deadline.after(options.time_limit_s, time.monotonic)
-        self._matrices: dict[tuple[Slo, tuple[str, ...]], BuiltInstance] = {}
+        self._matrices: dict[tuple[Slo, tuple[str, ...]], BuiltDemand] = {}
 
-    def options_left(self) -> SolveOptions:
-        """Return the options with what is left of the time limit."""
-        return replace(self._options, time_limit_s=max(LEAST_LIMIT_S, self._deadline.remaining_s()))
-
-    def built(self, question: TraceQuestion) -> BuiltInstance:
+    def built(self, question: TraceQuestion) -> BuiltDemand:
         """Return the problem of a question at the planned rate, built once."""
         key = (question.slo, question.gpu_types)
         if key not in self._matrices:
-            self._matrices[key] = build_instance(self._buckets, question, self._catalogues, name=self._name)
+            # Both rules for the question itself; all types of the catalogue are a side look, half as slow with one.
+            rules = tuple(MatrixRule) if question.gpu_types else (MatrixRule.STANDALONE,)
+            self._matrices[key] = build_instance(
+                self._buckets, question, self._catalogues, name=self._name, rules=rules
+            )
         return self._matrices[key]
 
     def point(
-        self, built: BuiltInstance, question: TraceQuestion, *, factor: float = 1.0, singles: bool = True
+        self, built: BuiltDemand, question: TraceQuestion, *, factor: float = 1.0, singles: bool = True
     ) -> Point:
         """Plan the mix and, if asked for, each GPU type alone."""
         instance = built.instance
@@ -256,11 +259,9 @@ class _Asker:
             factor=factor,
             slo=question.slo,
             rate_rps=instance.models[0].rate_rps,
-            settled=self._settled(instance, question),
+            settled=self._settled(built, question),
             left_out=built.left_out,
-            singles=tuple(
-                self._single(instance, built.left_out, question, offer.name) for offer in instance.gpu_types
-            )
+            singles=tuple(self._single(built, question, offer.name) for offer in instance.gpu_types)
             if singles
             else (),
         )
@@ -273,7 +274,7 @@ class _Asker:
             if factor == 1.0:
                 yield base
                 continue
-            scaled = replace(built, instance=at_rate(built.instance, factor))
+            scaled = built.changed(partial(at_rate, factor=factor))
             yield self.point(scaled, self._question, factor=factor)
 
     def slos(self, base: Point, step: Step) -> Iterator[Point]:
@@ -286,26 +287,23 @@ class _Asker:
             question = replace(self._question, slo=scaled_slo(self._question.slo, factor))
             yield self.point(self.built(question), question, factor=factor)
 
-    def _settled(self, instance: GpuMixInstance, question: TraceQuestion) -> SoundPlan:
-        return settle_instance(
-            instance, question, self._catalogues, options=self.options_left(), workers=self._workers
-        )
+    def _settled(self, built: BuiltDemand, question: TraceQuestion) -> SoundPlan:
+        return settle_demand(built, question, self._catalogues, options=self._options, workers=self._workers)
 
-    def _single(
-        self, instance: GpuMixInstance, left_out: Iterable[LeftOut], question: TraceQuestion, gpu_type: str
-    ) -> SingleType:
+    def _single(self, built: BuiltDemand, question: TraceQuestion, gpu_type: str) -> SingleType:
         """Plan each model on one type alone; models share nothing, so one by one is no different."""
         costs, reasons = {}, {}
-        for model in instance.models:
-            narrow = _on_one_type(model, gpu_type)
-            if narrow is None:
-                reasons[model.name] = _why_left_out(left_out, model.name, gpu_type)
+        for m, model in enumerate(built.instance.models):
+            alone = [on_one_type(replace(s, models=(s.models[m],)), gpu_type) for s in built.starts]
+            starts = tuple(start for start in alone if start is not None)
+            if not starts:
+                reasons[model.name] = _why_left_out(built.left_out, model.name, gpu_type)
                 continue
-            unserved = _unserved(narrow)
+            unserved = min(_unserved(start.models[0]) for start in starts)
             if unserved:
-                reasons[model.name] = f"misses the SLO for {unserved} of {len(narrow.buckets)} request sizes"
+                reasons[model.name] = f"misses the SLO for {unserved} of {len(model.buckets)} request sizes"
                 continue
-            plan = self._settled(replace(instance, models=(narrow,)), question).plan
+            plan = self._settled(replace(built, starts=starts), question).plan
             if plan.objective is None:
                 reasons[model.name] = f"no plan: {plan.status}"
             else:
@@ -324,18 +322,6 @@ def scaled_slo(slo: Slo, factor: float) -> Slo:
             )
             for target in slo.targets
         )
-    )
-
-
-def _on_one_type(model: ModelDemand, gpu_type: str) -> ModelDemand | None:
-    """Keep the variants of one GPU type; None if there are none."""
-    kept = [c for c, variant in enumerate(model.variants) if variant.gpu_type == gpu_type]
-    if not kept:
-        return None
-    return replace(
-        model,
-        variants=tuple(model.variants[c] for c in kept),
-        throughput_rps=tuple(tuple(row[c] for c in kept) for row in model.throughput_rps),
     )
 
 

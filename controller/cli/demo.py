@@ -31,6 +31,8 @@ DEFAULT_GPU_TYPES = "L4,A10G,L40S,A100-80-SXM,H100-SXM,H200-SXM"
 """The four types of the Mélange paper and two that followed them. Types without any measurement behind their step
 times that would win all the same (AMD) are left to the report's look at the whole catalogue."""
 DEFAULT_SLO = "ttft_p99=2.0,tbt_p99=0.1"
+REQUEST_SIZES = 20
+"""Request sizes told apart; more change the cost by less than the performance models' error and take longer."""
 RECORDED = Path("shared/data/sim/azure/AzureLLMInferenceTrace_conv.csv")
 
 
@@ -100,6 +102,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
         models=tuple(given["models"]),
         slo=parse_slo(given["slo"], where="--slo"),
         gpu_types=tuple(name.strip() for name in given["gpu_types"].split(",") if name.strip()),
+        largest_bucket_count=REQUEST_SIZES,
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
     )
     options = SolveOptions(time_limit_s=given["time_limit_s"], seed=given["seed"])

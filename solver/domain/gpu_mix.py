@@ -99,6 +99,21 @@ class GpuMixInstance:
     budget_usd_per_h: float | None = None
     """Limit on the running cost (without change cost)."""
 
+    @property
+    def links_models(self) -> bool:
+        """Whether any rule makes one model's choice depend on another's."""
+        return (
+            self.budget_usd_per_h is not None
+            or self.power_limit_w is not None
+            or any(
+                offer.available is not None
+                or offer.spot_available is not None
+                or offer.whole_nodes
+                or offer.reserved > 0
+                for offer in self.gpu_types
+            )
+        )
+
     def offer(self, gpu_type: str) -> GpuOffer:
         """Return the offer of a GPU type (KeyError if it is not declared)."""
         for offer in self.gpu_types:

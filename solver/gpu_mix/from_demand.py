@@ -33,9 +33,12 @@ from solver.performance.protocol import OutsideRangeError, PerformanceModel, Rep
 
 PerformanceOf = Callable[[ReplicaKind], PerformanceModel]
 
-_SETTLED = 0.01
-_STRONGEST = 0.5
 """One round changes a column by a factor of two at most: far from the routed mixture the ratio says little."""
+
+Mixture = tuple[tuple[float | None, float | None, float], ...]
+"""Input tokens, output tokens and share of the rate of each bucket: what a capacity depends on."""
+MIXTURE_DECIMALS = 9
+KnownCapacities = dict[tuple[ReplicaKind, Slo, Mixture], CapacityEstimate]
 
 REPLICA_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes that serving engines run and head counts divide by."""
@@ -73,22 +76,6 @@ class RoutedLoad:
     """rate / (replicas × capacity); above 1 the SLO is predicted to be missed. Infinite where capacity is 0."""
     linear_load_ratio: float
     """The same as the solver counts it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SoundPlan:
-    """A plan with the loads it really puts on its replicas, and the (corrected) instance that it solves."""
-
-    instance: GpuMixInstance
-    plan: GpuMixPlan
-    loads: tuple[RoutedLoad, ...]
-    worst_ratio: float
-    """Largest load over what headroom leaves; above 1 some variant is predicted to break its promise."""
-
-    @property
-    def within_slo(self) -> bool:
-        """Whether every variant is predicted to hold the SLO with its headroom, to within 1 %."""
-        return self.worst_ratio <= 1.0 + _SETTLED
 
 
 def offer_of(gpu: GpuType, *, available: int | None = None) -> GpuOffer:
@@ -235,12 +222,15 @@ def routed_loads(
     slo: Slo | Mapping[str, Slo],
     engine: EngineSettings = DEFAULT_ENGINE,
     reference: Mapping[str, PerformanceModel] | None = None,
+    known: KnownCapacities | None = None,
 ) -> tuple[RoutedLoad, ...]:
     """Judge every used variant of a plan on the mixture that the plan routes to it.
 
     ``load_ratio`` above ``1 - headroom_ratio`` means that the linear sum was wrong about that mixture;
-    `plan_within_slo` repairs it.
+    `solver.gpu_mix.sound` repairs it. ``known`` remembers capacities from call to call (same performance, engine
+    and reference throughout): the same mixture comes up again and again.
     """
+    known = {} if known is None else known
     loads = []
     for m, model in enumerate(instance.models):
         routed: dict[int, list[RequestBucket]] = {}
@@ -255,15 +245,24 @@ def routed_loads(
                 linear.get(share.config, 0.0) + rate / model.throughput_rps[share.bucket][share.config]
             )
         for config, buckets in sorted(routed.items()):
-            capacity = max_mixed_rate_rps(
-                performance(_kind(model.name, model.variants[config])),
-                buckets,
-                slo if isinstance(slo, Slo) else slo[model.name],
-                engine,
-                reference=None if reference is None else reference.get(model.name),
-            )
-            replicas = plan.replicas[m][config]
             total = sum(bucket.rate_rps for bucket in buckets)
+            kind = _kind(model.name, model.variants[config])
+            own_slo = slo if isinstance(slo, Slo) else slo[model.name]
+            mixture = tuple(
+                (bucket.input_tokens, bucket.output_tokens, round(bucket.rate_rps / total, MIXTURE_DECIMALS))
+                for bucket in buckets
+            )
+            capacity = known.get((kind, own_slo, mixture))
+            if capacity is None:
+                capacity = max_mixed_rate_rps(
+                    performance(kind),
+                    buckets,
+                    own_slo,
+                    engine,
+                    reference=None if reference is None else reference.get(model.name),
+                )
+                known[kind, own_slo, mixture] = capacity
+            replicas = plan.replicas[m][config]
             room = replicas * capacity.rate_rps
             loads.append(
                 RoutedLoad(
@@ -276,83 +275,6 @@ def routed_loads(
                 )
             )
     return tuple(loads)
-
-
-def plan_within_slo(
-    instances: Sequence[GpuMixInstance],
-    *,
-    solve: Callable[[GpuMixInstance], GpuMixPlan],
-    judge: Callable[[GpuMixInstance, GpuMixPlan], tuple[RoutedLoad, ...]],
-    rounds: int = 5,
-) -> SoundPlan:
-    """Solve, judge every variant on the mixture routed to it, correct its column, solve again; keep the best plan.
-
-    The linear sum is safe with standalone throughputs (a little dear) and exact only at one mixture with mixed ones (a
-    solver finds where it is wrong). So each round multiplies the column of every used variant by
-    linear_load_ratio / load_ratio, whichever way that points, and the cheapest plan whose loads all hold is kept.
-
-    Parameters
-    ----------
-    instances
-        Starting points that differ in throughputs only, e.g. one built with each `MatrixRule`.
-    solve
-        `solver.gpu_mix.solve.solve_gpu_mix` with its options.
-    judge
-        `routed_loads` with its models and SLO.
-    rounds
-        At most so many solves per starting point.
-    """
-    if not instances or rounds < 1:
-        raise ValueError("at least one instance and one round are needed")
-    best: SoundPlan | None = None
-    for start in instances:
-        instance = start
-        for _ in range(rounds):
-            plan = solve(instance)
-            if plan.objective is None:
-                found = SoundPlan(instance=instance, plan=plan, loads=(), worst_ratio=float("inf"))
-                best = found if best is None else best
-                break
-            loads = judge(instance, plan)
-            spare = {model.name: 1.0 - model.headroom_ratio for model in instance.models}
-            worst = max((load.load_ratio / spare[load.model] for load in loads), default=0.0)
-            found = SoundPlan(instance=instance, plan=plan, loads=loads, worst_ratio=worst)
-            if best is None or _rank(found) < _rank(best):
-                best = found
-            factors = {(load.model, load.config): _correction(load) for load in loads}
-            if all(abs(factor - 1.0) < _SETTLED for factor in factors.values()):
-                break
-            instance = _scaled(instance, factors)
-    if best is None:
-        raise ValueError("at least one instance and one round are needed")
-    return best
-
-
-def _rank(found: SoundPlan) -> tuple[float, float]:
-    """Plans that hold first, the cheapest of them; then the least overfull."""
-    cost = float("inf") if found.plan.objective is None else found.plan.objective
-    return (0.0, cost) if found.within_slo else (found.worst_ratio, cost)
-
-
-def _correction(load: RoutedLoad) -> float:
-    if load.load_ratio <= 0.0:
-        return 1.0
-    return min(max(load.linear_load_ratio / load.load_ratio, _STRONGEST), 1.0 / _STRONGEST)
-
-
-def _scaled(instance: GpuMixInstance, factors: Mapping[tuple[str, int], float]) -> GpuMixInstance:
-    """Multiply whole columns of the throughput matrices."""
-    models = tuple(
-        replace(
-            model,
-            throughput_rps=tuple(
-                tuple(rate * factors.get((model.name, config), 1.0) for config, rate in enumerate(row))
-                for row in model.throughput_rps
-            ),
-        )
-        for model in instance.models
-    )
-    return replace(instance, models=models)
 
 
 def _check(

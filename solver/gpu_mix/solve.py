@@ -47,19 +47,6 @@ class SolveOptions:
     seed: int = 0
 
 
-def is_linked(instance: GpuMixInstance) -> bool:
-    """Whether any rule makes one model's choice depend on another's."""
-    if instance.budget_usd_per_h is not None or instance.power_limit_w is not None:
-        return True
-    return any(
-        offer.available is not None
-        or offer.spot_available is not None
-        or offer.whole_nodes
-        or offer.reserved > 0
-        for offer in instance.gpu_types
-    )
-
-
 def solve_gpu_mix(
     instance: GpuMixInstance, *, options: SolveOptions, clock: Clock, executor: Executor | None = None
 ) -> GpuMixPlan:
@@ -120,7 +107,7 @@ def _search(
     if any(not model.served_by.any(axis=1).all() for model in models):
         return Replicas(status=SolveStatus.INFEASIBLE), "direct"
     integers = sum(int((model.upper > 0).sum()) for model in models)
-    if options.method == "auto" and not is_linked(instance):
+    if options.method == "auto" and not instance.links_models:
         return _solve_apart(instance, models, options, deadline, executor), "independent"
     if options.method == "columns" or (
         options.method == "auto" and integers > DIRECT_UP_TO_INTEGERS and len(models) > 1

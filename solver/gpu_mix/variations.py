@@ -73,3 +73,20 @@ def change_model(instance: GpuMixInstance, name: str, **changes: float) -> GpuMi
 def change_offer(instance: GpuMixInstance, name: str, **changes: int | None) -> GpuMixInstance:
     """Change fields of one GPU type."""
     return _each_offer(instance, lambda o: replace(o, **changes) if o.name == name else o)  # type: ignore[arg-type]
+
+
+def on_one_type(instance: GpuMixInstance, gpu_type: str) -> GpuMixInstance | None:
+    """Keep the variants of one GPU type; None if some model has none."""
+    models = []
+    for model in instance.models:
+        kept = [c for c, variant in enumerate(model.variants) if variant.gpu_type == gpu_type]
+        if not kept:
+            return None
+        models.append(
+            replace(
+                model,
+                variants=tuple(model.variants[c] for c in kept),
+                throughput_rps=tuple(tuple(row[c] for c in kept) for row in model.throughput_rps),
+            )
+        )
+    return replace(instance, models=tuple(models))

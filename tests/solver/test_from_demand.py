@@ -19,14 +19,15 @@ from solver.domain.gpu_mix import (
 from solver.domain.hardware import GpuType
 from solver.domain.slo import parse_slo
 from solver.gpu_mix.from_demand import (
+    KnownCapacities,
     RoutedLoad,
     build_gpu_mix_instance,
     candidate_variants,
     offer_of,
-    plan_within_slo,
     routed_loads,
 )
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
+from solver.gpu_mix.sound import plan_within_slo
 from solver.performance.capacity import MatrixRule, max_mixed_rate_rps, max_rate_rps
 from solver.performance.protocol import OutsideRangeError, PerformanceModel, ReplicaKind
 
@@ -257,3 +258,24 @@ def test_an_offer_needs_a_price() -> None:
     assert (offer.price_usd_per_h, offer.available, offer.power_w, offer.gpus_per_node) == (2.0, 16, 400.0, 8)
     with pytest.raises(InputError, match="no price"):
         offer_of(replace(gpu, price_usd_per_h=None))
+
+
+def test_capacities_are_remembered_and_change_nothing() -> None:
+    built = build_gpu_mix_instance(
+        name="again",
+        demands={"m": CONVERSATION},
+        offers=OFFERS,
+        variants={"m": candidate_variants(OFFERS, precisions=("bf16",))},
+        performance=performance,
+        slo=SLO,
+    ).instance
+    plan = solve_gpu_mix(built, options=SolveOptions(), clock=lambda: 0.0)
+    known: KnownCapacities = {}
+    first = routed_loads(built, plan, performance=performance, slo=SLO, known=known)
+    assert len(known) == len(first)
+
+    def never(kind: ReplicaKind) -> PerformanceModel:
+        raise AssertionError(kind)
+
+    assert routed_loads(built, plan, performance=never, slo=SLO, known=known) == first
+    assert routed_loads(built, plan, performance=performance, slo=SLO) == first

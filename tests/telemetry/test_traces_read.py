@@ -199,7 +199,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         "damaged gzip data: it ends in the middle",
     ),
     "broken gzip": (b"\x1f\x8b\x08\x00" + b"\xff" * 40, "damaged gzip data: "),
-    "gzip and rubbish": (gzip.compress(f"{HEADER}0,1,1\n".encode(), mtime=0) + b"rubbish", "damaged gzip data: "),
+    "gzip and rubbish": (
+        gzip.compress(f"{HEADER}0,1,1\n".encode(), mtime=0) + b"rubbish",
+        "damaged gzip data: ",
+    ),
     "endless line": (
         HEADER.encode() + b"0" * (5 << 20),
         "t.csv:2: a line of more than 4 MiB; one request per line",
