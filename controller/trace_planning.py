@@ -228,6 +228,21 @@ def settle_demand(
         return plan_within_slo(built.starts, solve=solve, judge=judge)
 
 
+def left_out_of(built: BuiltDemand, settled: SoundPlan) -> tuple[LeftOut, ...]:
+    """List what was left out of a settled problem: of the problem as built, and while looking for a sound plan."""
+    dropped = [
+        LeftOut(
+            model=model.name,
+            variant=variant,
+            reason="no mixture with it was found that holds the SLO and costs less",
+        )
+        for model, kept in zip(built.instance.models, settled.instance.models, strict=True)
+        for variant in model.variants
+        if variant not in kept.variants
+    ]
+    return (*built.left_out, *dropped)
+
+
 def plan_demand(
     demand: Demand,
     question: TraceQuestion,
@@ -240,7 +255,7 @@ def plan_demand(
     """Plan one demand for all models of a question."""
     built = build_instance(scaled_buckets(demand, question.rate_scale), question, catalogues, name=name)
     settled = settle_demand(built, question, catalogues, options=options, workers=workers)
-    return DemandPlan(settled=settled, left_out=built.left_out)
+    return DemandPlan(settled=settled, left_out=left_out_of(built, settled))
 
 
 def plan_trace(

@@ -18,6 +18,7 @@ from controller.trace_planning import (
     TraceQuestion,
     at_rate,
     build_instance,
+    left_out_of,
     read_catalogues,
     scaled_buckets,
     settle_demand,
@@ -255,12 +256,13 @@ class _Asker:
     ) -> Point:
         """Plan the mix and, if asked for, each GPU type alone."""
         instance = built.instance
+        settled = self._settled(built, question)
         return Point(
             factor=factor,
             slo=question.slo,
             rate_rps=instance.models[0].rate_rps,
-            settled=self._settled(built, question),
-            left_out=built.left_out,
+            settled=settled,
+            left_out=left_out_of(built, settled),
             singles=tuple(self._single(built, question, offer.name) for offer in instance.gpu_types)
             if singles
             else (),
