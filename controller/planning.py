@@ -19,8 +19,10 @@ from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 
 MODELS_FOR_WORKERS = 8
 """Below so many models starting processes costs more than they save."""
-EXPLAIN_SHARE = 0.1
+EXPLAIN_SHARE = 0.15
 EXPLAIN_MOST_S = 10.0
+EXPLAIN_LEAST_S = 1.0
+FINISH_SHARE = 0.04
 LEAST_LIMIT_S = 0.05
 
 
@@ -61,7 +63,11 @@ def plan_gpu_mix(
     """Solve and explain within one time limit."""
     began_s = time.monotonic()
     deadline_s = began_s + options.time_limit_s
-    reserve_s = min(EXPLAIN_MOST_S, EXPLAIN_SHARE * options.time_limit_s) if explain else 0.0
+    reserve_s = min(EXPLAIN_MOST_S, EXPLAIN_SHARE * options.time_limit_s)
+    if (
+        not explain or reserve_s < EXPLAIN_LEAST_S
+    ):  # too little to explain a large problem; small ones need none
+        reserve_s = FINISH_SHARE * options.time_limit_s
     with worker_processes(len(instance.models), workers) as executor:
         left_s = max(LEAST_LIMIT_S, deadline_s - reserve_s - time.monotonic())
         plan = solve_gpu_mix(

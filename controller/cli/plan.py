@@ -1,6 +1,7 @@
 """``ballast plan``: ask the planner for a decision and print it, without touching any cluster."""
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -118,25 +119,20 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
     from controller.cli.answers import gpu_mix_answer, plan_exit_code
     from controller.cli.output import print_structured
     from controller.planning import plan_gpu_mix
-    from solver.gpu_mix.solve import SolveOptions
 
     if (given["file"] is None) == (given["trace"] is None):
         raise click.UsageError("give either FILE or --trace", ctx)
-    options = SolveOptions(
-        time_limit_s=given["time_limit_s"],
-        gap_ratio=given["gap_ratio"],
-        backend=given["backend"],
-        seed=given["seed"],
-    )
     if given["file"] is not None:
         from telemetry.sources.gpu_mix_file import read_gpu_mix_instance
 
         instance = read_gpu_mix_instance(given["file"])
-        timed = plan_gpu_mix(instance, options=options, workers=given["workers"], explain=given["explain"])
+        timed = plan_gpu_mix(
+            instance, options=_options(ctx, given), workers=given["workers"], explain=given["explain"]
+        )
     else:
         if not given["models"]:
             raise click.UsageError("--trace needs --model", ctx)
-        instance, timed = _plan_from_trace(given, options)
+        instance, timed = _plan_from_trace(given, _options(ctx, given))
     if given["write_instance"] is not None:
         import json
         from pathlib import Path
@@ -155,6 +151,20 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
         print_structured(gpu_mix_answer(instance, timed.plan, solve_s=solve_s), given["output"])
     sys.stdout.flush()
     ctx.exit(plan_exit_code(timed.plan, gap_ratio=given["gap_ratio"]))
+
+
+def _options(ctx: click.Context, given: dict[str, Any]) -> "SolveOptions":
+    """Take the options of the solve, with what is left of the time limit."""
+    from controller.planning import LEAST_LIMIT_S
+    from solver.gpu_mix.solve import SolveOptions
+
+    spent_s = time.monotonic() - ctx.find_root().obj
+    return SolveOptions(
+        time_limit_s=max(LEAST_LIMIT_S, given["time_limit_s"] - spent_s),
+        gap_ratio=given["gap_ratio"],
+        backend=given["backend"],
+        seed=given["seed"],
+    )
 
 
 def _plan_from_trace(given: dict[str, Any], options: "SolveOptions") -> "tuple[GpuMixInstance, TimedPlan]":

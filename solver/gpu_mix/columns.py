@@ -31,14 +31,17 @@ from solver.pools.purchase import add_purchase, change_cost_usd
 
 PRICING_GAP_RATIO = 1e-5
 HASTY_PRICING_GAP_RATIO = 1e-2
+HASTY_MODEL_LIMIT_S = 0.05
 HASTY_BELOW_S = 15.0
 """With less time than this models are priced less exactly, so that prices can move a few times."""
 LEAST_LIMIT_S = 0.2
 SKETCH_RATIO = 0.15
 """First columns only use variants that serve some bucket at most so much dearer than the cheapest one."""
-MOST_SKETCHES = 8
-SKETCH_GAIN_RATIO = 0.003
-"""Sketching ends once a round gains less than this."""
+FIRST_PASS_SHARE = 0.6
+"""Part of the time left after which models without a column get a quick one."""
+LAST_PASS_SHARE = 0.9
+LEAST_PASS_SHARE = 0.3
+"""Another pass starts if so much of the time of the last one is left: dear models come first, so half a pass helps."""
 SMOOTHING = 0.5
 """Weight of the best prices so far in the prices that are tried next."""
 CONVERGED_RATIO = 1e-5
@@ -92,6 +95,14 @@ class Master:
         if model.buckets:
             proved.append(float(model.priced_load(prices).min(axis=1).sum()) / model.capacity_ratio)
         return max(proved, default=0.0)
+
+    def size(self, position: int) -> float:
+        """How much of the cost a model is about: its relaxation at list prices."""
+        model = self.models[position]
+        if not model.buckets:
+            return 0.0
+        list_prices = np.array([offer.price_usd_per_h for offer in self.instance.gpu_types])
+        return float(model.priced_load(list_prices[model.gpu] * model.gpus).min(axis=1).sum())
 
     def cheapest(self, position: int, prices: NDArray[np.float64]) -> float:
         """Cost of the cheapest known column of a model at prices per replica."""
@@ -232,12 +243,14 @@ class ColumnSearch:
             self.best_cost
         )
 
-    def price_all(self, prices: Prices) -> bool:
+    def price_all(self, prices: Prices, *, share: float = 1.0) -> bool:
         """Price every model exactly, keep the new columns and the bound; returns whether any column is new.
 
         A model is not solved again where an earlier bound proves that a known column is still best: its bound at
-        prices p holds at all prices >= p. Models whose answer the deadline cuts off count with such a bound too.
+        prices p holds at all prices >= p. Models whose answer is not there after ``share`` of the time that is left
+        count with such a bound too.
         """
+        until = self.deadline.sooner(share * self.deadline.remaining_s())
         gap_ratio = HASTY_PRICING_GAP_RATIO if self.hasty else PRICING_GAP_RATIO
         proved: list[float] = []
         tasks: dict[int, PricingTask] = {}
@@ -248,7 +261,7 @@ class ColumnSearch:
             if self.master.cheapest(position, replica_prices) > known + gap_ratio * abs(known):
                 tasks[position] = self._task(model, replica_prices, gap_ratio)
         new = False
-        for position, answer in self._answers(tasks):
+        for position, answer in self._answers(tasks, until):
             proved[position] = max(proved[position], answer.bound)
             self.master.bounds[position].append((tasks[position].prices, answer.bound))
             if answer.counts is not None:
@@ -258,42 +271,44 @@ class ColumnSearch:
         self.prove(sum(proved))
         return new
 
-    def sketch_all(self, prices: Prices) -> bool:
-        """Propose a column per model from its most competitive variants only: quick, and proves nothing."""
+    def sketch_missing(self, prices: Prices) -> None:
+        """Propose a column for models without any from their most competitive variants: quick, proves nothing."""
         tasks = {}
         for position, model in enumerate(self.models):
-            replica_prices = model.replica_prices(prices.used, prices.spot)
-            tasks[position] = replace(
-                self._task(model, replica_prices, HASTY_PRICING_GAP_RATIO), competitive_ratio=SKETCH_RATIO
-            )
-        new = False
-        for position, answer in self._answers(tasks):
+            if not self.master.columns[position]:
+                replica_prices = model.replica_prices(prices.used, prices.spot)
+                task = self._task(model, replica_prices, HASTY_PRICING_GAP_RATIO)
+                tasks[position] = replace(task, competitive_ratio=SKETCH_RATIO)
+        for position, answer in self._answers(tasks, self.deadline):
             if answer.counts is not None:
-                new |= self.master.propose(position, answer.counts)
-        return new
+                self.master.propose(position, answer.counts)
 
     def _task(self, model: ServedModel, replica_prices: NDArray[np.float64], gap_ratio: float) -> PricingTask:
+        limit_s = max(LEAST_LIMIT_S, self.deadline.remaining_s())
         return PricingTask(
             instance=self.bare,
             model=model,
             prices=replica_prices,
             gap_ratio=gap_ratio,
-            time_limit_s=max(LEAST_LIMIT_S, self.deadline.remaining_s()),
+            time_limit_s=min(limit_s, HASTY_MODEL_LIMIT_S) if self.hasty else limit_s,
             backend=self.backend,
         )
 
-    def _answers(self, tasks: Mapping[int, PricingTask]) -> Iterator[tuple[int, PricedAnswer]]:
-        """Yield answers in the order of the models; those not there at the deadline are left out."""
+    def _answers(
+        self, tasks: Mapping[int, PricingTask], until: Deadline
+    ) -> Iterator[tuple[int, PricedAnswer]]:
+        """Yield answers, dearest models first; those not there in time are left out."""
+        order = sorted(tasks, key=lambda position: (-self.master.size(position), position))
         if self.executor is None:
-            for position, task in tasks.items():
-                if self.deadline.passed():
+            for position in order:
+                if until.passed():
                     return
-                yield position, price_model(task)
+                yield position, price_model(tasks[position])
             return
-        futures = {position: self.executor.submit(price_model, task) for position, task in tasks.items()}
+        futures = {position: self.executor.submit(price_model, tasks[position]) for position in order}
         for position, future in futures.items():
             try:
-                yield position, future.result(timeout=self.deadline.remaining_s())
+                yield position, future.result(timeout=until.remaining_s())
             except TimeoutError:
                 future.cancel()
 
@@ -391,18 +406,18 @@ class ColumnSearch:
         return OtherUse(used, spot)
 
 
-def _sketch(search: ColumnSearch, prices: Prices) -> None:
-    """Find a first answer from quick columns, with limits that cost more as long as none keeps them all."""
-    for _ in range(MOST_SKETCHES):
-        new = search.sketch_all(prices)
+def _first_answer(search: ColumnSearch, prices: Prices) -> None:
+    """Find a first answer; exceeding limits costs more and more as long as no choice of columns keeps them."""
+    search.price_all(prices, share=FIRST_PASS_SHARE)
+    search.sketch_missing(prices)
+    for _ in range(MOST_OVERRUNS):
         if search.deadline.passed() or not all(search.master.columns):
             return
         _, prices = search.relaxed_master()
-        before = search.best_cost
         search.combine(COMBINE_LIMIT_S)
-        if search.best_cost > before * (1.0 - SKETCH_GAIN_RATIO):
+        if search.best is not None:
             return
-        if not new:
+        if not search.price_all(prices, share=FIRST_PASS_SHARE):
             search.overrun_usd *= OVERRUN_STEP
 
 
@@ -410,9 +425,8 @@ def _generate(search: ColumnSearch, prices: Prices) -> None:
     """Let prices and columns follow each other until the bound meets the master or time runs short."""
     clock = search.deadline.clock
     search.hasty = search.deadline.remaining_s() < HASTY_BELOW_S
-    _sketch(search, prices)
     began_s = clock()
-    search.price_all(prices)
+    _first_answer(search, prices)
     centre = prices
     overruns = 0
     while not search.deadline.passed() and all(search.master.columns):
@@ -424,11 +438,11 @@ def _generate(search: ColumnSearch, prices: Prices) -> None:
             solution.objective
         ):
             return
-        if search.best is not None and search.deadline.remaining_s() < pass_s:
+        if search.best is not None and search.deadline.remaining_s() < LEAST_PASS_SHARE * pass_s:
             return
         began_s, before = clock(), search.bound
         trial = target.towards(centre, SMOOTHING if search.best is not None else 0.0)
-        new = search.price_all(trial)
+        new = search.price_all(trial, share=LAST_PASS_SHARE)
         if search.bound > before:
             centre = trial
         if not new and not search.price_all(target):

@@ -34,6 +34,8 @@ MOST_STEPS = 8
 """A limit is widened by 1, 2, 4, ... purchasable steps until that saves anything, so many times at most."""
 SAVING_RATIO = 1e-7
 FEW_MODELS = 6
+LARGE_LEAST_S = 1.0
+"""With less time than this a large problem is left unexplained."""
 EXPLAIN_GAP_RATIO = 1e-6
 
 
@@ -55,6 +57,8 @@ def explain_plan(
         return plan
     deadline = Deadline.after(options.time_limit_s, clock)
     explainer = _Explainer(instance, plan, options, deadline)
+    if not explainer.small and deadline.remaining_s() < LARGE_LEAST_S:
+        return plan
     return replace(
         plan,
         best_single_type=explainer.best_single_type(),
