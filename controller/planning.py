@@ -82,6 +82,6 @@ def plan_gpu_mix(
 def explained(
     instance: GpuMixInstance, plan: GpuMixPlan, *, options: SolveOptions, spent_s: float
 ) -> GpuMixPlan:
-    """Explain a plan in what is left of the time limit."""
-    left_s = max(LEAST_LIMIT_S, options.time_limit_s - spent_s)
+    """Explain a plan in what is left of the time limit, but not for long."""
+    left_s = max(LEAST_LIMIT_S, min(EXPLAIN_MOST_S, options.time_limit_s - spent_s))
     return explain_plan(instance, plan, options=replace(options, time_limit_s=left_s), clock=time.monotonic)

@@ -208,6 +208,8 @@ class _Explainer:
             if counts is None:
                 continue
             rival = self._rival(counts, proved=False)
+            if rival.cost_usd_per_h < (self.plan.objective or 0.0):
+                continue  # the plan itself was not proved best; that its neighbour is cheaper makes no second best
             if best is None or rival.cost_usd_per_h < best.cost_usd_per_h:
                 best = rival
         return best
