@@ -13,7 +13,7 @@ from controller.planning import LEAST_LIMIT_S, worker_processes
 from solver.domain.demand import Demand, RateBasis, demand_of
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, GpuOffer, RequestBucket
-from solver.domain.hardware import GpuType
+from solver.domain.hardware import GpuType, parse_precision
 from solver.domain.llm import ModelShape
 from solver.domain.slo import Slo
 from solver.domain.trace_summary import TraceSummary, summarise
@@ -157,6 +157,13 @@ def build_instance(
     rules: Sequence[MatrixRule] = tuple(MatrixRule),
 ) -> BuiltDemand:
     """Build the problem of a question; the slow part of planning, and the same for every rate (`at_rate`)."""
+    if question.slo.relative:
+        raise InputError(
+            f"the SLO {question.slo} is relative, and a trace names no reference instance",
+            right="limits in seconds, as ttft_p99=1.0,tbt_p99=0.05",
+        )
+    for precision in question.precisions:
+        parse_precision(precision)  # one that nobody knows is a slip of the pen, not a variant to leave out
     shapes = [find_model(catalogues.models, model) for model in question.models]
     if len({shape.name for shape in shapes}) < len(shapes):
         raise InputError("a model is named twice", right="each model once")

@@ -84,7 +84,7 @@ def _unservable(instance: GpuMixInstance) -> Infeasibility | None:
             size = (
                 ""
                 if first.input_tokens is None or first.output_tokens is None
-                else f" ({first.input_tokens:g} input, {first.output_tokens:g} output tokens)"
+                else f" ({first.input_tokens:.0f} input, {first.output_tokens:.0f} output tokens)"
             )
             more = f" and {len(buckets) - 1} more" if len(buckets) > 1 else ""
             return Infeasibility(

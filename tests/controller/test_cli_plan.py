@@ -276,3 +276,22 @@ def test_own_prices_and_models_are_told_apart_by_their_schema(tmp_path: Path) ->
     )
     assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
     assert "none.toml" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--slo", "ttft_p99=3x"), "relative"),
+        (("--slo", "tpot_p99=1"), "tpot"),
+        (("--gpu-types", "H1000"), "H1000"),
+        (("--model", "nobody/knows"), "nobody/knows"),
+        (("--precision", "fp3"), "fp3"),
+    ],
+)
+def test_bad_questions_about_a_trace_are_one_line(tmp_path: Path, more: tuple[str, ...], words: str) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n1,20,20\n")
+    done = ballast("plan", "gpus", "--trace", str(trace), "--model", "meta-llama/Llama-3.1-8B", *more)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert words in done.stderr
+    assert "internal error" not in done.stderr
