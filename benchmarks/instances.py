@@ -37,7 +37,7 @@ class SyntheticGpu:
     flop_per_s: float
 
 
-# Prices as in ../shared/reference/gpu-types.md section 1.1 (L4 and H100 are recalled there).
+# Prices as in the Mélange paper (arXiv 2404.14527); those of L4 and H100 are recalled.
 FOUR_GPUS = (
     SyntheticGpu(
         name="L4", price_usd_per_h=0.70, memory_bytes=24e9, bandwidth_bytes_per_s=0.30e12, flop_per_s=121e12
