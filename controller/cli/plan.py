@@ -117,7 +117,7 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
       ballast plan gpus --trace conv.csv --model meta-llama/Llama-3.1-8B --slo ttft_p99=1.0,tbt_p99=0.05
     """
     from controller.cli.answers import gpu_mix_answer, plan_exit_code
-    from controller.cli.output import print_structured
+    from controller.cli.output import print_structured, progress
     from controller.planning import plan_gpu_mix
 
     if (given["file"] is None) == (given["trace"] is None):
@@ -126,9 +126,10 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
         from telemetry.sources.gpu_mix_file import read_gpu_mix_instance
 
         instance = read_gpu_mix_instance(given["file"])
-        timed = plan_gpu_mix(
-            instance, options=_options(ctx, given), workers=given["workers"], explain=given["explain"]
-        )
+        with progress(f"planning {instance.name}", None):
+            timed = plan_gpu_mix(
+                instance, options=_options(ctx, given), workers=given["workers"], explain=given["explain"]
+            )
     else:
         if not given["models"]:
             raise click.UsageError("--trace needs --model", ctx)
@@ -171,6 +172,7 @@ def _plan_from_trace(given: dict[str, Any], options: "SolveOptions") -> "tuple[G
     """Read the trace, plan for it, say on stderr what was assumed."""
     from pathlib import Path
 
+    from controller.cli.output import progress
     from controller.planning import TimedPlan, explained
     from controller.trace_planning import TraceQuestion, plan_trace
     from solver.domain.slo import parse_slo
@@ -188,7 +190,8 @@ def _plan_from_trace(given: dict[str, Any], options: "SolveOptions") -> "tuple[G
         headroom_ratio=given["headroom_ratio"],
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
     )
-    traced = plan_trace(given["trace"], question, options=options, workers=given["workers"])
+    with progress(f"planning for {Path(given['trace']).name}", None):
+        traced = plan_trace(given["trace"], question, options=options, workers=given["workers"])
     summary, settled = traced.summary, traced.settled
     click.echo(
         f"{traced.trace_name}: {summary.requests:,} requests in {summary.duration_s:,.0f} s; planning for"
