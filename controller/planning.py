@@ -13,6 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from solver.check import check_gpu_mix
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan
 from solver.gpu_mix.explain import explain_plan
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
@@ -76,7 +77,15 @@ def plan_gpu_mix(
     solve_s = time.monotonic() - began_s
     if explain:
         plan = explained(instance, plan, options=options, spent_s=solve_s)
+    verify(instance, plan)
     return TimedPlan(plan=plan, solve_s=solve_s)
+
+
+def verify(instance: GpuMixInstance, plan: GpuMixPlan) -> None:
+    """Refuse to show a plan that its independent check finds wrong: that is a bug of ours."""
+    violations = check_gpu_mix(instance, plan)
+    if violations:
+        raise RuntimeError(f"the plan of {instance.name} fails its check: {violations[0]}; please report it")
 
 
 def explained(

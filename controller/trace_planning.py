@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from controller.planning import LEAST_LIMIT_S, worker_processes
+from controller.planning import LEAST_LIMIT_S, verify, worker_processes
 from solver.domain.demand import Demand, RateBasis, demand_of
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, GpuOffer, RequestBucket
@@ -230,7 +230,9 @@ def settle_demand(
         def solve(instance: GpuMixInstance) -> GpuMixPlan:
             left_s = max(LEAST_LIMIT_S, deadline_s - time.monotonic())
             left = replace(options, time_limit_s=left_s)
-            return solve_gpu_mix(instance, options=left, clock=time.monotonic, executor=executor)
+            plan = solve_gpu_mix(instance, options=left, clock=time.monotonic, executor=executor)
+            verify(instance, plan)
+            return plan
 
         return plan_within_slo(built.starts, solve=solve, judge=judge)
 

@@ -1,7 +1,7 @@
 """How plans are written for programs: the stable JSON answers of the contracts, and their exit codes.
 
-It exists so that the command, the report and the controller write one and the same answer. Numbers are rounded to
-nine decimals, far below any tolerance, so that sums of prices read as people expect.
+It exists so that the command, the report and the controller write one and the same answer. Numbers keep
+twelve digits, far more than any tolerance needs, so that sums of prices read as people expect.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ from typing import Any
 
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
 
-DECIMALS = 9
+DIGITS = 12
 
 
 def ballast_version() -> str:
@@ -21,7 +21,7 @@ def ballast_version() -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), DECIMALS)
+    return None if value is None else float(f"{float(value):.{DIGITS}g}")
 
 
 def gpu_mix_answer(

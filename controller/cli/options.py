@@ -4,6 +4,7 @@ It exists so that ``--time-limit`` means the same everywhere and ``BALLAST_TIME_
 the place for options of a single command.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,18 @@ from typing import Any, TypeVar
 import click
 
 from solver.domain.errors import InputError, Place
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range that is neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what compares with nothing."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +51,12 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
                 f"unknown option {key!r}",
                 where=Place(value, field=str(key)),
                 right=f"one of {', '.join(sorted(known))}",
+            )
+        if setting is None or isinstance(setting, dict):
+            raise InputError(
+                f"{setting!r} is no value",
+                where=Place(value, field=str(key)),
+                right=f"a line like '{key}: VALUE'",
             )
         defaults[known[str(key)] or str(key)] = setting
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -72,7 +91,7 @@ seed_option = click.option(
 time_limit_option = click.option(
     "--time-limit",
     "time_limit_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     envvar="BALLAST_TIME_LIMIT",

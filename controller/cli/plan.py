@@ -12,12 +12,26 @@ if TYPE_CHECKING:
     from solver.gpu_mix.solve import SolveOptions
 
 from controller.cli.options import (
+    FiniteRange,
     common_options,
     no_timings_option,
     output_option,
     seed_option,
     time_limit_option,
     workers_option,
+)
+
+TRACE_OPTIONS = (
+    "models",
+    "gpu_types",
+    "slo",
+    "precisions",
+    "buckets",
+    "rate_scale",
+    "rate_kind",
+    "window_s",
+    "headroom_ratio",
+    "catalogue_files",
 )
 
 
@@ -47,7 +61,7 @@ def plan() -> None:
 )
 @click.option(
     "--rate-scale",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Multiply the trace's rate.",
@@ -62,7 +76,7 @@ def plan() -> None:
 )
 @click.option(
     "--window-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=300.0,
     show_default=True,
     help="Window of the peak and quantile rates, in seconds.",
@@ -70,7 +84,7 @@ def plan() -> None:
 @click.option(
     "--headroom",
     "headroom_ratio",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FiniteRange(0, 1, max_open=True),
     default=0.1,
     show_default=True,
     help="Share of every replica that stays free (with --trace).",
@@ -86,7 +100,7 @@ def plan() -> None:
 @click.option(
     "--gap",
     "gap_ratio",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.0,
     show_default=True,
     help="Stop once the plan is proved to be so close to the best (0.005 = 0.5 %).",
@@ -122,6 +136,10 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
 
     if (given["file"] is None) == (given["trace"] is None):
         raise click.UsageError("give either FILE or --trace", ctx)
+    if given["file"] is not None:
+        for name in TRACE_OPTIONS:
+            if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} goes with --trace, not with FILE", ctx)
     if given["file"] is not None:
         from telemetry.sources.gpu_mix_file import read_gpu_mix_instance
 

@@ -73,18 +73,19 @@ def _keep_stdout_for_answers() -> None:
     answers = os.dup(1)
     target = 2 if os.environ.get("BALLAST_DEBUG") else os.open(os.devnull, os.O_WRONLY)
     os.dup2(target, 1)
-    sys.stdout = open(answers, "w", encoding=sys.stdout.encoding, closefd=True)  # noqa: SIM115, PTH123 - lives as long as the process
+    sys.stdout = open(answers, "w", encoding=sys.stdout.encoding, errors="replace")  # noqa: SIM115, PTH123 - lives as long as the process
 
 
 def _drop_pending_output() -> None:
     """Let what standard output still holds go nowhere, so that closing it at exit cannot fail once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:  # None when it was closed before we began
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; never returns and never shows a stack trace (BALLAST_DEBUG=1 shows it)."""
-    _keep_stdout_for_answers()
     try:
+        _keep_stdout_for_answers()
         result = ballast.main(args=args, prog_name="ballast", standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk still gets its line
     except click.UsageError as error:

@@ -13,11 +13,22 @@ from pathlib import Path
 import numpy as np
 import pulp
 
-from solver.backends.program import BackendError, Program, Solution, SolveLimits, SolveStatus
+from solver.backends.program import (
+    BackendError,
+    Program,
+    Solution,
+    SolveLimits,
+    SolveStatus,
+    worst_violation,
+)
 
 _BOUND = re.compile(r"^Lower bound:\s+([-+0-9.eE]+)", re.MULTILINE)
+_STOPPED = re.compile(r"stopped on (time|node|iteration)|Exiting on maximum", re.IGNORECASE)
 _CONTINUOUS = re.compile(r"^Continuous objective value is ([-+0-9.eE]+)", re.MULTILINE)
 SMALLEST_TIME_LIMIT_S = 0.5
+VIOLATION_TOLERANCE = 1e-5
+LOG_ROUNDING = 1e-3
+"""The log prints bounds with three decimals."""
 
 
 def _model(
@@ -62,8 +73,11 @@ def _model(
 
 def _proved_bound(log: str, offset: float) -> float:
     """Read the best proved lower bound from CBC's log (its objective leaves the constant out)."""
-    found = _BOUND.findall(log) or _CONTINUOUS.findall(log)
-    return float(found[-1]) + offset if found else -math.inf
+    found = _BOUND.findall(log)
+    if found:
+        return float(found[-1]) - LOG_ROUNDING + offset
+    found = _CONTINUOUS.findall(log)
+    return float(found[-1]) * (1 - 1e-5) - LOG_ROUNDING + offset if found else -math.inf
 
 
 def solve_with_cbc(program: Program, limits: SolveLimits, *, relaxed: bool = False) -> Solution:
@@ -85,6 +99,8 @@ def solve_with_cbc(program: Program, limits: SolveLimits, *, relaxed: bool = Fal
         )
         log = log_path.read_text(errors="replace") if log_path.exists() else ""
     if problem.status == pulp.LpStatusInfeasible or problem.sol_status == pulp.LpSolutionInfeasible:
+        if _STOPPED.search(log):  # whatever CBC calls it, a run that was cut off proves nothing
+            return Solution(status=SolveStatus.TIMED_OUT, bound=_proved_bound(log, program.offset))
         return Solution(status=SolveStatus.INFEASIBLE)
     if problem.status == pulp.LpStatusUnbounded:
         return Solution(status=SolveStatus.UNBOUNDED)
@@ -93,6 +109,9 @@ def solve_with_cbc(program: Program, limits: SolveLimits, *, relaxed: bool = Fal
             raise BackendError(f"CBC stopped with status {pulp.LpStatus[problem.status]} and no solution")
         return Solution(status=SolveStatus.TIMED_OUT, bound=_proved_bound(log, program.offset))
     values = np.array([variable.value() or 0.0 for variable in variables])
+    broken = worst_violation(program, values, relaxed=relaxed)
+    if broken > VIOLATION_TOLERANCE:
+        raise BackendError(f"CBC's answer breaks its constraints by {broken:.2g}; try --backend highs")
     objective = float(np.dot(program.cost, values)) + program.offset
     if problem.sol_status == pulp.LpSolutionOptimal:
         allowed = max(limits.gap_absolute, limits.gap_ratio * abs(objective))

@@ -17,6 +17,7 @@ from ortools.math_opt import (
     solution_pb2,
 )
 from ortools.math_opt.core.python import solver as math_opt_core
+from pybind11_abseil.status import StatusNotOk
 
 from solver.backends.program import BackendError, Program, Solution, SolveLimits, SolveStatus
 
@@ -68,8 +69,23 @@ def solve_with_highs(program: Program, limits: SolveLimits, *, relaxed: bool = F
     options = parameters.highs.double_options
     options["primal_feasibility_tolerance"] = FEASIBILITY_TOLERANCE
     options["mip_feasibility_tolerance"] = FEASIBILITY_TOLERANCE
-    result = math_opt_core.solve(
-        _model(program, relaxed=relaxed),
+    model = _model(program, relaxed=relaxed)
+    try:
+        return _read(_run(model, parameters), program)
+    except (BackendError, StatusNotOk):
+        # Rare: HiGHS gives up on numbers at the edge of the tight tolerances; its own are wider.
+        options.clear()
+    try:
+        return _read(_run(model, parameters), program)
+    except StatusNotOk as error:
+        raise BackendError(f"HiGHS failed: {error}") from None
+
+
+def _run(
+    model: model_pb2.ModelProto, parameters: parameters_pb2.SolveParametersProto
+) -> result_pb2.SolveResultProto:
+    return math_opt_core.solve(
+        model,
         parameters_pb2.SOLVER_TYPE_HIGHS,
         parameters_pb2.SolverInitializerProto(),
         parameters,
@@ -79,7 +95,6 @@ def solve_with_highs(program: Program, limits: SolveLimits, *, relaxed: bool = F
         None,
         None,
     )
-    return _read(result, program)
 
 
 def _read(result: result_pb2.SolveResultProto, program: Program) -> Solution:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -157,3 +156,22 @@ class SolveLimits:
 
 class BackendError(RuntimeError):
     """A backend failed to give any verdict; never an answer about the problem."""
+
+
+def worst_violation(program: Program, values: Floats, *, relaxed: bool) -> float:
+    """How far a solution is outside its rows (relative to their size), bounds or whole numbers."""
+    rows = np.asarray(program.entry_rows, dtype=np.int64)
+    columns = np.asarray(program.entry_columns, dtype=np.int64)
+    terms = np.asarray(program.entry_values, dtype=float) * values[columns]
+    activity = np.bincount(rows, weights=terms, minlength=program.rows)
+    size = np.maximum(1.0, np.bincount(rows, weights=np.abs(terms), minlength=program.rows))
+    worst = [
+        ((np.asarray(program.row_lower) - activity) / size).max(initial=0.0),
+        ((activity - np.asarray(program.row_upper)) / size).max(initial=0.0),
+        (np.asarray(program.lower) - values).max(initial=0.0),
+        (values - np.asarray(program.upper)).max(initial=0.0),
+    ]
+    whole = np.asarray(program.integer, dtype=bool)
+    if not relaxed and whole.any():
+        worst.append(np.abs(values[whole] - np.round(values[whole])).max(initial=0.0))
+    return float(max(worst))

@@ -291,6 +291,7 @@ class ColumnSearch:
             prices=replica_prices,
             gap_ratio=gap_ratio,
             time_limit_s=min(limit_s, HASTY_MODEL_LIMIT_S) if self.hasty else limit_s,
+            deadline=self.deadline,
             backend=self.backend,
         )
 

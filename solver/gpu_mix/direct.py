@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.backends.choose import BackendName, solve_program
-from solver.backends.program import Expression, Program, SolveLimits, SolveStatus
+from solver.backends.program import Expression, Program, Solution, SolveLimits, SolveStatus
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
 from solver.gpu_mix import serving
@@ -149,10 +149,19 @@ def read_counts(
     return tuple(counts)
 
 
+class SurvivalTimeoutError(RuntimeError):
+    """The time was up before all ways to lose replicas were looked at."""
+
+
 def unsurvived_cases(
-    model: ServedModel, counts: Sequence[int], *, backend: BackendName, most: int = CASES_AT_ONCE
+    model: ServedModel,
+    counts: Sequence[int],
+    *,
+    backend: BackendName,
+    deadline: Deadline,
+    most: int = CASES_AT_ONCE,
 ) -> list[LossCase]:
-    """Find the losses (worst first) that the given replicas do not survive."""
+    """Find the losses (worst first) that the given replicas do not survive; `SurvivalTimeoutError` if time is up."""
     if not model.must_survive:
         return []
     failing: list[tuple[float, LossCase]] = []
@@ -160,12 +169,20 @@ def unsurvived_cases(
     for case in serving.loss_cases(model, running):
         if any(lost > n for lost, n in zip(case, counts, strict=True)):
             continue
+        if deadline.passed():
+            raise SurvivalTimeoutError
         routing = route(model, counts, lost=case, backend=backend)
         excess = float("inf") if routing is None else routing.fullest_ratio
         if excess > 1.0 + FIT_TOLERANCE:
             failing.append((excess, case))
     failing.sort(key=lambda entry: (-entry[0], entry[1]))
     return [case for _, case in failing[:most]]
+
+
+def _within_step(solution: Solution, step_usd: float) -> bool:
+    """Whether less than a cost step is left, and the step stands out of the noise of the backend."""
+    noise = 1e-8 * max(1.0, abs(solution.objective))
+    return noise < (1 - STEP_SHARE) * step_usd and solution.objective - solution.bound < step_usd - noise
 
 
 def solve_direct(
@@ -188,14 +205,19 @@ def solve_direct(
         )
         solution = solve_program(whole.program, limits, backend=backend)
         bound = max(bound, next_step(solution.bound, step_usd if others is None else 0.0))
+        if others is None and solution.status == SolveStatus.OPTIMAL and _within_step(solution, step_usd):
+            bound = max(bound, solution.objective)
         if not solution.found:
             return Replicas(status=solution.status, bound=bound)
         counts = read_counts(models, whole.replicas, solution.values)
-        missing = {
-            model.index: found
-            for model, row in zip(models, counts, strict=True)
-            if (found := unsurvived_cases(model, row, backend=backend))
-        }
+        try:
+            missing = {
+                model.index: found
+                for model, row in zip(models, counts, strict=True)
+                if (found := unsurvived_cases(model, row, backend=backend, deadline=deadline))
+            }
+        except SurvivalTimeoutError:
+            return Replicas(status=SolveStatus.TIMED_OUT, bound=bound)
         if not missing:
             return Replicas(
                 status=solution.status,

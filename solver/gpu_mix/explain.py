@@ -21,7 +21,14 @@ from solver.domain.gpu_mix import (
     RivalPlan,
     SingleTypePlan,
 )
-from solver.gpu_mix.direct import OtherUse, read_counts, solve_direct, unsurvived_cases, whole_program
+from solver.gpu_mix.direct import (
+    OtherUse,
+    SurvivalTimeoutError,
+    read_counts,
+    solve_direct,
+    unsurvived_cases,
+    whole_program,
+)
 from solver.gpu_mix.prepare import ServedModel, serve_all
 from solver.gpu_mix.relaxation import limit_prices
 from solver.gpu_mix.serving import LossCase
@@ -36,12 +43,12 @@ SAVING_RATIO = 1e-7
 FEW_MODELS = 6
 LARGE_LEAST_S = 1.0
 """With less time than this a large problem is left unexplained."""
-EXPLAIN_GAP_RATIO = 1e-6
+EXPLAIN_GAP_RATIO = 5e-7
 
 
 @dataclass(frozen=True, slots=True)
 class _Widening:
-    """A limit and how the instance looks with ``units`` more of it."""
+    """A limit that may be widened, and by how much at least."""
 
     kind: str
     name: str
@@ -59,6 +66,9 @@ def explain_plan(
     explainer = _Explainer(instance, plan, options, deadline)
     if not explainer.small and deadline.remaining_s() < LARGE_LEAST_S:
         return plan
+    if explainer.small and plan.status != PlanStatus.OPTIMAL:
+        # What a varied problem would cost says nothing about a plan that is not the best of its own.
+        return replace(plan, best_single_type=explainer.best_single_type())
     return replace(
         plan,
         best_single_type=explainer.best_single_type(),
@@ -134,7 +144,10 @@ class _Explainer:
 
     def second_best(self) -> RivalPlan | None:
         """Cheapest plan that uses another set of GPU types; None if there is none, or none was found in time."""
-        return self._other_set() if self.small else self._other_set_nearby()
+        try:
+            return self._other_set() if self.small else self._other_set_nearby()
+        except SurvivalTimeoutError:
+            return None
 
     def _other_set(self) -> RivalPlan | None:
         """Solve the whole problem with one more rule: the set of types in use differs from the plan's.
@@ -177,7 +190,11 @@ class _Explainer:
             missing = {
                 model.index: found
                 for model, row in zip(self.models, counts, strict=True)
-                if (found := unsurvived_cases(model, row, backend=self.options.backend))
+                if (
+                    found := unsurvived_cases(
+                        model, row, backend=self.options.backend, deadline=self.deadline
+                    )
+                )
             }
             if not missing:
                 return self._rival(counts, proved=solution.status == "optimal")

@@ -50,14 +50,15 @@ def explain_infeasible(
     if unservable is not None:
         return unservable
     kind: InfeasibleKind = "combination"
-    enough = [
-        rule
+    verdicts = {
+        rule: is_feasible(without_rule(instance, rule), deadline=deadline, backend=backend)
         for rule in RULES
         if has_rule(instance, rule)
-        and is_feasible(without_rule(instance, rule), deadline=deadline, backend=backend)
-    ]
-    if enough:
-        kind = enough[0]
+    }
+    enough = [rule for rule, feasible in verdicts.items() if feasible]
+    unsettled = [rule for rule, feasible in verdicts.items() if feasible is None]
+    if enough or unsettled:
+        kind = (enough or unsettled)[0]
     core = _fewest_models(instance, deadline, backend)
     core, gpu_types = _fewest_stock_limits(core, deadline, backend)
     models = tuple(model.name for model in core.models)
@@ -67,7 +68,8 @@ def explain_infeasible(
         models=models,
         buckets=buckets,
         gpu_types=gpu_types,
-        message=_message(core, kind, enough, gpu_types),
+        message=_message(core, kind, enough, gpu_types)
+        + ("" if enough or not unsettled else " (not settled in time; raise --time-limit)"),
     )
 
 
@@ -177,7 +179,7 @@ def _message(
         clash.append(f"surviving the loss of {survive} replica{'s' if survive > 1 else ''}")
     plural = "s" if len(core.models) > 1 else ""
     what = " and ".join(clash) if clash else "the given limits"
-    advice = (
-        f"; enough to drop one of: {', '.join(enough)}" if enough else "; no single rule alone is to blame"
-    )
+    advice = "; no single rule alone is to blame" if kind == "combination" else ""
+    if enough:
+        advice = f"; enough to drop one of: {', '.join(enough)}"
     return f"model{plural} {who} cannot be served within {what}{advice}"

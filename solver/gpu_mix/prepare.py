@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from solver.domain.errors import InputError
 from solver.domain.gpu_mix import GpuMixInstance, ModelDemand, Variant
+
+MOST_REPLICAS = 1e8
+"""Beyond this, floating-point solvers no longer tell whole replicas apart."""
+MOST_LOSSES = 50
+"""The ways to lose k replicas are too many to look at beyond this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +137,22 @@ def _replica_bounds(
     cost something to stop) never make a plan feasible or cheaper.
     """
     survive = demand.survive if len(load) else 0
+    if survive > MOST_LOSSES:
+        raise InputError(
+            f"model {demand.name} is to survive the loss of {survive} replicas",
+            right=f"at most {MOST_LOSSES}",
+        )
     everything = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / (1.0 - demand.headroom_ratio)
     upper = np.zeros(len(demand.variants), dtype=np.int64)
     stock = {offer.name: (offer.available, offer.spot_available) for offer in instance.gpu_types}
     for c, variant in enumerate(demand.variants):
         if not allowed[c]:
             continue
+        if everything[c] > MOST_REPLICAS:
+            raise InputError(
+                f"model {demand.name} would need {everything[c]:.3g} replicas of one variant",
+                right=f"rates, throughputs and headroom for at most {MOST_REPLICAS:.0e}",
+            )
         serving = math.ceil(everything[c] * (1 + 1e-6)) + survive if everything[c] > 0 else 0
         bound = max(
             serving, demand.min_total_replicas, survive + 1 if survive else 0, variant.current_replicas or 0

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 
 from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Program, SolveLimits, SolveStatus
+from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
-from solver.gpu_mix.direct import add_model, fixed_change_cost, read_counts, unsurvived_cases
+from solver.gpu_mix.direct import (
+    SurvivalTimeoutError,
+    add_model,
+    fixed_change_cost,
+    read_counts,
+    unsurvived_cases,
+)
 from solver.gpu_mix.prepare import ServedModel
 from solver.gpu_mix.serving import LossCase
 
@@ -28,6 +35,8 @@ class PricingTask:
     prices: NDArray[np.float64]
     gap_ratio: float
     time_limit_s: float
+    """Of the program; at most what is left until ``deadline``."""
+    deadline: Deadline
     backend: BackendName
     competitive_ratio: float | None = None
     """Leave out variants that serve no bucket within so much of the cheapest; the bound is then not proved."""
@@ -121,13 +130,19 @@ def price_model(task: PricingTask) -> PricedAnswer:
             program.cost[n] += float(task.prices[c])
         usable = {c for c in range(len(model.variants)) if model.upper[c] > 0}
         program.offset = fixed_change_cost(task.instance, model, dict.fromkeys(usable, 0))
-        limits = SolveLimits(time_limit_s=task.time_limit_s, gap_ratio=task.gap_ratio)
+        if task.deadline.passed():
+            return PricedAnswer(status=SolveStatus.TIMED_OUT, bound=bound)
+        limit_s = min(task.time_limit_s, task.deadline.remaining_s())
+        limits = SolveLimits(time_limit_s=limit_s, gap_ratio=task.gap_ratio)
         solution = solve_program(program, limits, backend=task.backend)
         bound = max(bound, solution.bound)
         if not solution.found:
             return PricedAnswer(status=solution.status, bound=bound)
         counts = read_counts([model], [replicas], solution.values)[0]
-        missing = unsurvived_cases(model, counts, backend=task.backend)
+        try:
+            missing = unsurvived_cases(model, counts, backend=task.backend, deadline=task.deadline)
+        except SurvivalTimeoutError:
+            return PricedAnswer(status=SolveStatus.TIMED_OUT, bound=bound)
         if not missing:
             return PricedAnswer(status=solution.status, counts=counts, bound=min(bound, solution.objective))
         cases.extend(missing)

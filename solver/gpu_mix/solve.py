@@ -30,6 +30,8 @@ DIRECT_UP_TO_INTEGERS = 24
 OPTIMAL_GAP_RATIO = 1e-6
 LEAST_GAP_RATIO = 5e-7
 """No solve goes on for less: it would settle differences that count as equal."""
+PROCESSES_ASSUMED = 2
+"""Models solved side by side get so many times their share of the time."""
 LOAD_MARGIN = 2e-6
 """Loads are raised by so much and the problem solved again if rounding left a variant above its capacity."""
 
@@ -75,10 +77,12 @@ def solve_gpu_mix(
     routings = _route_all(models, answer, options.backend)
     if answer.counts and routings is None:
         tighter = tuple(replace(model, load=model.load * (1 + LOAD_MARGIN)) for model in models)
+        bound = answer.bound  # the tighter problem proves nothing about this one
         answer, method = _search(instance, tighter, options, deadline, executor)
+        answer = replace(answer, bound=bound)
         routings = _route_all(models, answer, options.backend)
-        if answer.counts and routings is None:
-            raise BackendError(f"{options.backend} returned replicas that do not carry the load")
+        if answer.status == SolveStatus.INFEASIBLE or (answer.counts and routings is None):
+            raise BackendError(f"{options.backend} cannot tell whether replicas this full carry the load")
     if answer.status == SolveStatus.INFEASIBLE:
         reason = None
         if options.explain:
@@ -134,7 +138,10 @@ def _solve_apart(
     deadline: Deadline,
     executor: Executor | None,
 ) -> Replicas:
-    """Solve models that share nothing one by one, at list prices."""
+    """Solve models that share nothing one by one, at list prices.
+
+    Each gets its share of the time; what one leaves over goes to the next where they run one after the other.
+    """
     price = np.array([offer.price_usd_per_h for offer in instance.gpu_types])
     spot_price = np.array([offer.spot_price_usd_per_h or 0.0 for offer in instance.gpu_types])
     bare = replace(instance, models=())
@@ -144,14 +151,19 @@ def _solve_apart(
             model=model,
             prices=model.replica_prices(price, spot_price),
             gap_ratio=options.gap_ratio,
-            time_limit_s=deadline.remaining_s() if executor is None else options.time_limit_s,
+            time_limit_s=PROCESSES_ASSUMED * deadline.remaining_s() / len(models),
+            deadline=deadline,
             backend=options.backend,
         )
         for model in models
     ]
-    answers = list(
-        map(price_model, tasks) if executor is None else executor.map(price_model, tasks, chunksize=2)
-    )
+    if executor is None:
+        answers = []
+        for waiting, task in zip(range(len(tasks), 0, -1), tasks, strict=True):
+            share_s = deadline.remaining_s() / waiting
+            answers.append(price_model(replace(task, time_limit_s=share_s)))
+    else:
+        answers = list(executor.map(price_model, tasks, chunksize=1))
     bound = sum(answer.bound for answer in answers)
     statuses = {answer.status for answer in answers}
     if SolveStatus.INFEASIBLE in statuses:

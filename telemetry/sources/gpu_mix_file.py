@@ -136,6 +136,8 @@ def _model_to_json(model: ModelDemand) -> dict[str, Any]:
 
 def _text(path: str | Path, source: str) -> str:
     """Return the whole file as text, unpacked."""
+    if str(path) == "-" and sys.stdin is None:
+        raise InputError("standard input is closed", where=source, right="a file, or something piped in")
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path

@@ -174,6 +174,10 @@ def test_missing_file_is_one_line_and_exit_1(tmp_path: Path) -> None:
         ("plan", "gpus", "a", "--trace", "b"),
         ("plan", "gpus", "a", "-o", "xml"),
         ("plan", "gpus", "a", "--time-limit", "-1"),
+        ("plan", "gpus", "a", "--time-limit", "nan"),
+        ("plan", "gpus", "a", "--gap", "inf"),
+        ("plan", "gpus", "a", "--model", "m"),
+        ("plan", "gpus", "--trace", "a", "--model", "m", "--headroom", "nan"),
         ("nonsense",),
     ],
 )
@@ -295,3 +299,21 @@ def test_bad_questions_about_a_trace_are_one_line(tmp_path: Path, more: tuple[st
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
     assert words in done.stderr
     assert "internal error" not in done.stderr
+
+
+def test_a_null_in_the_config_and_closed_streams_are_one_line(toy: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ballast.yaml"
+    config.write_text("time-limit: null\n")
+    done = ballast("plan", "gpus", str(toy), "--config", str(config))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    for redirect in ("<&-", ">&-"):
+        file = "-" if redirect == "<&-" else str(toy)
+        shell = subprocess.run(
+            ["bash", "-c", f'exec "$@" {redirect}', "bash", *BALLAST, "plan", "gpus", file],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert shell.returncode == 1
+        assert len(shell.stderr.splitlines()) == 1, shell.stderr

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solver.backends.choose import BackendName, solve_program
-from solver.backends.program import Expression, Program, SolveLimits, SolveStatus
+from solver.backends.program import Expression, Program, SolveLimits, SolveStatus, worst_violation
 
 BACKENDS: tuple[BackendName, ...] = ("highs", "cbc")
 
@@ -111,3 +111,23 @@ def test_repeated_columns_of_a_row_add_up() -> None:
     x = program.add_variable(cost=1.0)
     program.add_expression_row(Expression([x, x], [1.0, 2.0]), lower=6.0)
     assert solve_program(program, SolveLimits()).objective == pytest.approx(2.0)
+
+
+def test_violations_are_measured_on_rows_bounds_and_whole_numbers() -> None:
+    program = knapsack_cover([1, 1], [2, 3], 6, 5)
+    assert worst_violation(program, np.array([0.0, 2.0]), relaxed=False) == 0.0
+    assert worst_violation(program, np.array([0.0, 1.0]), relaxed=False) == pytest.approx(3.0 / 3.0)
+    assert worst_violation(program, np.array([1.5, 1.0]), relaxed=False) == pytest.approx(0.5)
+    assert worst_violation(program, np.array([1.5, 1.0]), relaxed=True) == 0.0
+    assert worst_violation(program, np.array([0.0, 7.0]), relaxed=False) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiny_costs_are_solved_as_exactly_as_large_ones(backend: BackendName) -> None:
+    large = solve_program(knapsack_cover([5, 4, 3], [5, 3, 2], 11, 9), SolveLimits(), backend=backend)
+    small = knapsack_cover([5, 4, 3], [5, 3, 2], 11, 9)
+    small.cost = [cost * 1e-8 for cost in small.cost]
+    scaled = solve_program(small, SolveLimits(), backend=backend)
+    assert scaled.objective == pytest.approx(large.objective * 1e-8, rel=1e-9)
+    assert scaled.bound == pytest.approx(large.bound * 1e-8, rel=1e-9)
+    assert small.cost[0] == pytest.approx(5e-8)

@@ -140,7 +140,13 @@ def test_dominated_variants_are_never_missed(seed: int) -> None:
     (model,) = serve_all(instance)
     prices = np.round(rng.uniform(0.5, 9.0, len(model.variants)), 2)
     task = PricingTask(
-        instance=instance, model=model, prices=prices, gap_ratio=0.0, time_limit_s=30.0, backend="highs"
+        instance=instance,
+        model=model,
+        prices=prices,
+        gap_ratio=0.0,
+        time_limit_s=30.0,
+        deadline=Deadline.after(30.0, time.monotonic),
+        backend="highs",
     )
     assert price_model(task).bound == pytest.approx(_cheapest_by_program(instance, prices), rel=1e-6)
 

@@ -2,10 +2,12 @@
 
 import time
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from solver.check import check_gpu_mix
+from solver.domain.errors import InputError
 from solver.domain.gpu_mix import (
     BindingLimit,
     GpuMixInstance,
@@ -188,3 +190,47 @@ def test_costs_lie_on_the_step_and_bounds_rise_to_it() -> None:
     assert next_step(4.991, 0.01) == pytest.approx(5.0)
     assert next_step(5.0, 0.01) == pytest.approx(5.0)
     assert next_step(4.991, 0.0) == 4.991
+
+
+def test_a_plan_that_is_not_the_best_gets_no_prices_of_limits() -> None:
+    instance = fleet(3, seed=4, types=4, sizes=(1, 2))
+    options = replace(OPTIONS, gap_ratio=0.5, method="direct")
+    plan = solve_gpu_mix(instance, options=options, clock=time.monotonic)
+    if plan.status is PlanStatus.OPTIMAL:
+        plan = replace(plan, status=PlanStatus.FEASIBLE)
+    told = explain.explain_plan(instance, plan, options=OPTIONS, clock=time.monotonic)
+    assert told.binding == ()
+    assert told.second_best is None
+
+
+def test_both_backends_explain_alike() -> None:
+    instance = instance_of(model("m", 4.5, (1.0, 4.0)), available=(3, None))
+    told = []
+    for backend in ("highs", "cbc"):
+        options = replace(OPTIONS, backend=backend)
+        plan = solve_gpu_mix(instance, options=options, clock=time.monotonic)
+        told.append(explain.explain_plan(instance, plan, options=options, clock=time.monotonic))
+    assert told[0].best_single_type == told[1].best_single_type
+    assert told[0].second_best == told[1].second_best
+    assert told[0].binding == told[1].binding
+
+
+def test_what_cannot_be_counted_is_bad_input() -> None:
+    with pytest.raises(InputError, match="replicas"):
+        solve_gpu_mix(instance_of(model("m", 1e12, (1.0, 1.0))), options=OPTIONS, clock=time.monotonic)
+    with pytest.raises(InputError, match="survive"):
+        solve_gpu_mix(
+            instance_of(model("m", 1.0, (1.0, 1.0), survive=20_000)), options=OPTIONS, clock=time.monotonic
+        )
+
+
+def test_the_time_limit_holds_for_models_apart_and_for_losses() -> None:
+    """A clock that runs a second at each look: every loop must look at it."""
+    apart = fleet(8, seed=5, types=4, sizes=(1, 2))
+    apart = replace(apart, gpu_types=tuple(replace(offer, available=None) for offer in apart.gpu_types))
+    losses = instance_of(model("m", 30.0, (1.0, 1.3), survive=8))
+    for instance in (apart, losses):
+        plan = solve_gpu_mix(
+            instance, options=replace(OPTIONS, time_limit_s=4.0), clock=count(0.0, 1.0).__next__
+        )
+        assert plan.status is PlanStatus.TIMED_OUT
