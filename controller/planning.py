@@ -33,7 +33,7 @@ class TimedPlan:
 
     plan: GpuMixPlan
     solve_s: float
-    """Seconds until the plan was found and proved, without the explanation."""
+    """Seconds until the plan was found and proved, or its absence explained; on the trace path, reading included."""
 
 
 def _load_solver() -> None:

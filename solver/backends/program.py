@@ -33,10 +33,6 @@ class Expression:
         self.columns.extend(other.columns)
         self.coefficients.extend(factor * coefficient for coefficient in other.coefficients)
 
-    def value(self, values: Floats) -> float:
-        """Evaluate at a solution."""
-        return float(sum(c * values[j] for j, c in zip(self.columns, self.coefficients, strict=True)))
-
 
 class Program:
     """A program under construction; variables and rows are numbered from 0 in the order of their adding."""

@@ -59,7 +59,8 @@ def solve_gpu_mix(
     instance
         The problem; read by `telemetry.sources.gpu_mix_file` or built by `solver.gpu_mix.from_demand`.
     options
-        Limits and method. The time limit covers the whole call; explanations are not part of it (`explain`).
+        Limits and method. The time limit covers the whole call, the reason for an infeasible problem included; what
+        explains a plan is asked for apart (`solver.gpu_mix.explain`).
     clock
         Seconds on a monotonic scale.
     executor

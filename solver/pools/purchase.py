@@ -26,7 +26,6 @@ class Limit:
 class Purchase:
     """Expressions of a program that say what is bought, and the row of each limit."""
 
-    bought: list[Expression] = field(default_factory=list)
     running_cost: Expression = field(default_factory=Expression)
     """US$ per hour."""
     power: Expression = field(default_factory=Expression)
@@ -98,7 +97,6 @@ def add_purchase(
     purchase = Purchase()
     for offer, used_gpus, spot_gpus in zip(instance.gpu_types, used, spot, strict=True):
         bought = bought_gpus(program, offer, used_gpus)
-        purchase.bought.append(bought)
         purchase.running_cost.add_scaled(paid_gpus(program, offer, bought), offer.price_usd_per_h)
         purchase.running_cost.add_scaled(spot_gpus, offer.spot_price_usd_per_h or 0.0)
         purchase.power.add_scaled(bought, offer.power_w or 0.0)

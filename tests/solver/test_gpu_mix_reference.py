@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from solver.backends.choose import BackendName
 from solver.check import check_gpu_mix
 from solver.domain.gpu_mix import PlanStatus
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
@@ -28,10 +29,11 @@ def paths_with(status: str) -> list[Any]:
     return [pytest.param(path, id=path.stem) for path in chosen]
 
 
+@pytest.mark.parametrize("backend", ["highs", "cbc"])
 @pytest.mark.parametrize("path", paths_with("optimal"))
-def test_the_optimum_is_reached_and_proved(path: Path) -> None:
+def test_the_optimum_is_reached_and_proved(path: Path, backend: BackendName) -> None:
     instance = read_gpu_mix_instance(path)
-    plan = solve_gpu_mix(instance, options=SolveOptions(), clock=time.monotonic)
+    plan = solve_gpu_mix(instance, options=SolveOptions(backend=backend), clock=time.monotonic)
     assert check_gpu_mix(instance, plan) == ()
     assert plan.status is PlanStatus.OPTIMAL
     assert plan.objective == pytest.approx(expected_of(path)["cost_per_hour"], rel=1e-6)
