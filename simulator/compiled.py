@@ -15,4 +15,4 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 def compiled(kernel: Kernel) -> Kernel:
     """Compile a function when it is first called, and keep the result in a cache on disk."""
-    return cast(Kernel, numba.njit(cache=True, fastmath=False, nogil=True)(kernel))
+    return cast("Kernel", numba.njit(cache=True, fastmath=False, nogil=True)(kernel))
