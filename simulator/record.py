@@ -56,7 +56,7 @@ class Series:
     running: Floats
     """Requests in batches (prefilling or decoding)."""
     waiting: Floats
-    """Requests queued at instances, KV transfers included (counted at the decode pool)."""
+    """Requests queued at instances, those whose KV is being moved included (counted where it comes from)."""
     busy: Floats
     """Instances that run an iteration."""
     up: Floats
@@ -65,19 +65,22 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunRecord:
-    """One finished run. R requests, I instances in creation order. NaN: did not happen."""
+    """One finished run. R requests, I instances in creation order. NaN: did not happen.
+
+    Together with arrival and tokens a request keeps 64 bytes, which is why numbers of instances are 16-bit.
+    """
 
     # per request [R]
-    prefill_instance: NDArray[np.int32]
+    prefill_instance: NDArray[np.int16]
     """-1: none."""
-    decode_instance: NDArray[np.int32]
+    decode_instance: NDArray[np.int16]
     queue_s: Floats
     """From arrival to the start of the iteration that first took the request."""
     ttft_s: Floats
     e2e_s: Floats
     energy_j: Floats
     """Its share of the iterations it was part of: an iteration's joules are split evenly over the tokens in it."""
-    preemptions: NDArray[np.int32]
+    preemptions: NDArray[np.int16]
     status: NDArray[np.int8]
     """`RequestStatus`."""
     reject_reason: NDArray[np.int8]
@@ -99,6 +102,8 @@ class RunRecord:
     series: Series
     transfers: int
     transfer_bytes: float
+    cached_tokens: float = 0.0
+    """Prompt tokens that were found in prefix caches and not processed."""
     iterations: int
     """Iterations of engines that were covered."""
     segments: int
