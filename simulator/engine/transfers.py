@@ -1,0 +1,140 @@
+"""KV on its way from the instance that processed the prompt to the one that decodes.
+
+It exists because prefill and decode on separate machines pay for a copy of the cache. The prompt's KV is held at its
+source until it has arrived; room is reserved at the destination before the transfer starts, first come first served.
+Layer-wise overlap: a layer's KV may leave once the layer has processed the prompt, so a transfer of b bytes over a link
+of B bytes/s for a model of L layers, whose prompt was processed from s to e, ends at
+
+    max(max(s + (e - s) / L, links free) + b / B,  e + b / (L B))
+
+and with no overlap at max(e, links free) + b / B. With contention a link out of or into an instance carries one
+transfer at a time (the same throughput as fair sharing, in order); without, it carries any number.
+"""
+
+from simulator.compiled import compiled
+from simulator.engine.layout import (
+    ASSIGNED_KV,
+    CONTENTION,
+    DECODE_AT,
+    DOWN,
+    EGRESS_FREE_S,
+    HELD,
+    HELD_STAGE,
+    INCOMING_HEAD,
+    INGRESS_FREE_S,
+    KIND,
+    KV_BYTES,
+    KV_CAPACITY,
+    KV_USED,
+    LAYERS,
+    LAYERWISE,
+    LINK_BYTES_PER_S,
+    LOAD,
+    MOVING_STAGE,
+    NONE,
+    PREFILL_AT,
+    PROMPT,
+    REQUEST,
+    SCHEDULED_S,
+    STAGE,
+    STATE,
+    TRANSFER_BYTES,
+    TRANSFERS,
+    VERSION,
+    World,
+)
+from simulator.engine.placement import decode_place
+from simulator.engine.queues import add_move, append, remove_first
+
+
+@compiled
+def _start(w: World, slot: int, now_s: float) -> None:
+    """Reserve room at the destination and let the KV go."""
+    counts = w.inst_counts
+    source = w.slot_counts[PREFILL_AT, slot]
+    target = w.slot_counts[DECODE_AT, slot]
+    tokens = w.slot_counts[PROMPT, slot]
+    counts[KV_USED, target] += tokens
+    kind = counts[KIND, source]
+    size_bytes = tokens * w.constants[KV_BYTES, kind]
+    takes_s = size_bytes / w.reals[LINK_BYTES_PER_S]
+    ready_s = now_s
+    last_s = takes_s
+    if w.counts[LAYERWISE]:
+        layers = w.constants[LAYERS, kind]
+        began_s = w.slot_reals[SCHEDULED_S, slot]
+        ready_s = began_s + (now_s - began_s) / layers
+        last_s = takes_s / layers
+    if w.counts[CONTENTION]:
+        ready_s = max(ready_s, w.inst_reals[EGRESS_FREE_S, source], w.inst_reals[INGRESS_FREE_S, target])
+    end_s = max(ready_s + takes_s, now_s + last_s)
+    if w.counts[CONTENTION]:
+        w.inst_reals[EGRESS_FREE_S, source] = end_s
+        w.inst_reals[INGRESS_FREE_S, target] = end_s
+    w.slot_counts[STAGE, slot] = MOVING_STAGE
+    w.counts[TRANSFERS] += 1
+    w.reals[TRANSFER_BYTES] += size_bytes
+    add_move(w, end_s, slot, w.slot_counts[VERSION, slot])
+
+
+@compiled
+def _room(w: World, slot: int, i: int) -> bool:
+    """Whether a prompt's KV fits beside what an instance holds, with a token to grow."""
+    counts = w.inst_counts
+    return bool(counts[KV_USED, i] + w.slot_counts[PROMPT, slot] + 1 <= counts[KV_CAPACITY, i])
+
+
+@compiled
+def expect_decode(w: World, i: int, slot: int) -> None:
+    """Count a request for the instance that will decode it."""
+    request = w.slot_counts[REQUEST, slot]
+    w.inst_counts[LOAD, i] += 1
+    w.inst_counts[ASSIGNED_KV, i] += w.prompt_tokens[request] + w.output_tokens[request]
+
+
+@compiled
+def forget_decode(w: World, i: int, slot: int) -> None:
+    """Undo `expect_decode`."""
+    request = w.slot_counts[REQUEST, slot]
+    w.inst_counts[LOAD, i] -= 1
+    w.inst_counts[ASSIGNED_KV, i] -= w.prompt_tokens[request] + w.output_tokens[request]
+
+
+@compiled
+def hand_over(w: World, slot: int, now_s: float) -> bool:
+    """A prompt is done and decodes elsewhere: choose where, if need be, and move it; False if nobody can take it.
+
+    The caller counts it as held at its source.
+    """
+    target = w.slot_counts[DECODE_AT, slot]
+    if target == NONE or w.inst_counts[STATE, target] == DOWN:
+        target = decode_place(w, slot)
+        if target == NONE:
+            return False
+        w.slot_counts[DECODE_AT, slot] = target
+        expect_decode(w, target, slot)
+    w.slot_counts[STAGE, slot] = HELD_STAGE
+    if w.inst_counts[INCOMING_HEAD, target] == NONE and _room(w, slot, target):
+        _start(w, slot, now_s)
+    else:
+        append(w, target, INCOMING_HEAD, slot)
+    return True
+
+
+@compiled
+def admit_incoming(w: World, i: int, now_s: float) -> None:
+    """Start the transfers that have room at an instance now."""
+    head = w.inst_counts[INCOMING_HEAD, i]
+    while head != NONE and _room(w, head, i):
+        remove_first(w, i, INCOMING_HEAD)
+        _start(w, head, now_s)
+        head = w.inst_counts[INCOMING_HEAD, i]
+
+
+@compiled
+def release_source(w: World, slot: int) -> None:
+    """The KV has arrived, or is void: its source need not hold it any longer."""
+    source = w.slot_counts[PREFILL_AT, slot]
+    w.inst_counts[HELD, source] -= 1
+    w.inst_counts[KV_USED, source] -= w.slot_counts[PROMPT, slot]
+    w.inst_counts[ASSIGNED_KV, source] -= w.slot_counts[PROMPT, slot]
