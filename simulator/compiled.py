@@ -5,8 +5,8 @@ agree to the bit) and so that nothing else imports numba. Setting NUMBA_DISABLE_
 same source as plain Python. It contains no kernel.
 
 The state of a run travels between kernels as one reference: passing a tuple of fifty arrays instead costs 110 ns per
-call and a minute of compilation, a reference 6 ns. `StateType` and `StateProxy` are what such a state derives from, once
-for the compiler and once for Python; `define_state` joins the two.
+call and a minute of compilation, a reference 6 ns. `StateType` and `StateProxy` are what such a state derives from, for
+the compiler and for Python; `define_state` joins the two.
 """
 
 import hashlib
