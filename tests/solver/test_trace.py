@@ -1,6 +1,7 @@
 """Traces as values: windows, scaling, slicing, spreading, and summaries that do not depend on where chunks begin."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,22 @@ def test_chunks_join_to_the_whole(cut: tuple[Requests, list[Requests]]) -> None:
     assert whole.model is not None
     assert joined.model.to_list() == whole.model.to_list()
     assert _blocks(joined) == _blocks(whole)
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_column_that_a_chunk_lacks_is_dropped(lacking: int) -> None:
+    chunks = [_requests([0.0, 1.0], [1, 2], [1, 1]), _requests([2.0], [2], [1])]
+    chunks[lacking] = replace(chunks[lacking], model=None, blocks=None)
+    joined = concatenate(chunks)
+    assert joined.model is None
+    assert joined.blocks is None
+    assert joined.prompt_tokens.tolist() == [1, 2, 2]
+
+
+def test_nothing_joins_to_nothing() -> None:
+    joined = concatenate([])
+    assert len(joined) == 0
+    assert (joined.session, joined.model, joined.request_class, joined.blocks) == (None,) * 4
 
 
 @given(whole=requests(), data=st.data())
