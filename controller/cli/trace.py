@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from solver.domain.trace_summary import TokenCounts, TraceSummary
     from telemetry.sources.traces.read import TraceStream
 
-FORMATS = ("azure", "burstgpt", "mooncake", "plain", "splitwise-sim", "vidur")
+FORMATS = ("azure", "blis", "burstgpt", "mooncake", "plain", "splitwise-sim", "vidur")
 _QUANTILES = (0.5, 0.9, 0.99)
 _TIME_DECIMALS = 9
 """Computed times are written in whole nanoseconds, so that 0.1 + 0.2 does not read as 0.30000000000000004."""

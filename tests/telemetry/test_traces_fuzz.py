@@ -116,6 +116,9 @@ _FIELDS = {
         st.decimals(0, 10**6, places=7).map(str),
         st.from_regex(r"[0-9]{0,12}\.?[0-9]{0,12}", fullmatch=True),
     ),
+    Kind.MICROSECONDS: st.one_of(
+        _ODD, st.integers(-5, 2 * 10**16).map(str), st.from_regex(r"0{0,3}[0-9]{1,17}", fullmatch=True)
+    ),
     Kind.STAMP: st.one_of(_ODD, _STAMPS),
     Kind.TEXT: st.text(st.characters(codec="utf-8", exclude_characters=',"\r\n'), max_size=70),
 }
@@ -151,12 +154,21 @@ def test_ordinary_blocks_are_not_handed_back(sample: str) -> None:
     names = header.split(",")
     tokens = [
         (names.index(name), Kind.TOKENS)
-        for name in ("ContextTokens", "Request tokens", "prompt_tokens", "prompt_size", "num_prefill_tokens")
+        for name in (
+            "ContextTokens",
+            "Request tokens",
+            "prompt_tokens",
+            "prompt_size",
+            "num_prefill_tokens",
+            "input_tokens",
+        )
         if name in names
     ]
     stamps = [(0, Kind.STAMP)] if "TIMESTAMP" in names else []
     times = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
     seconds = [(names.index(name), Kind.SECONDS) for name in times if name in names]
+    if "arrival_time_us" in names:
+        seconds = [(names.index("arrival_time_us"), Kind.MICROSECONDS)]
     for block in (rows, rows.replace("\n", "\r\n")):
         parsed = parse_block(block.encode(), len(names), tokens + stamps + seconds)
         assert parsed is not None

@@ -50,6 +50,14 @@ SAMPLES = {
         "2025-01-01 00:00:00.0,0,374,44\n"
         "2025-01-01 00:00:04.3145790,2,396,109\n"
     ),
+    "blis": (
+        "request_id,client_id,tenant_id,slo_class,session_id,round_index,prefix_group,prefix_length,streaming,"
+        "input_tokens,output_tokens,text_tokens,image_tokens,audio_tokens,video_tokens,reason_ratio,model,"
+        "deadline_us,server_input_tokens,arrival_time_us,send_time_us,first_chunk_time_us,last_chunk_time_us,"
+        "num_chunks,status,error_message,finish_reason\n"
+        "0,c,t,critical,s1,0,,0,true,374,44,0,0,0,0,0,m,0,0,0,0,0,0,0,ok,,stop\n"
+        "1,c,t,batch,,0,,0,true,396,109,0,0,0,0,0.5,m,0,0,4314579,4314579,0,0,0,timeout,,\n"
+    ),
     "burstgpt": (
         "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
         "0,7,1.5,ChatGPT,374,44,418,Conversation log\n"
@@ -265,7 +273,7 @@ def test_named_format_must_fit(tmp_path: Path) -> None:
     assert "t.csv:1: TIMESTAMP: no such column; a header with TIMESTAMP,ContextTokens" in _refusal(
         path, format="azure"
     )
-    assert "unknown trace format 'excel'; one of azure, burstgpt" in _refusal(path, format="excel")
+    assert "unknown trace format 'excel'; one of azure, blis" in _refusal(path, format="excel")
     assert "t.csv:1: 'arrival_s,prompt_tokens,output_tokens' is not a JSON" in _refusal(
         path, format="mooncake"
     )

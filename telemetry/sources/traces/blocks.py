@@ -38,7 +38,7 @@ def parse_block(block: bytes, width: int, wanted: Sequence[tuple[int, Kind]]) ->
     Returns
     -------
     list or None
-        Per wanted column an int64 array (tokens, nanoseconds), a float64 array (seconds) or `Labels`.
+        Per wanted column an int64 array (tokens, nanoseconds), a float64 array (both kinds of seconds) or `Labels`.
     """
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
@@ -78,18 +78,28 @@ def _characters(data: Bytes, first: Ints, widths: Ints, widest: int) -> Bytes:
 
 
 def _tokens(data: Bytes, first: Ints, widths: Ints) -> Ints | None:
-    widest = int(widths.max())
-    if widths.min() < 1 or widest > 10:
+    value = _whole_numbers(data, first, widths, widest=10)
+    return None if value is None or value.max() > LARGEST_TOKEN_COUNT else value
+
+
+def _microseconds(data: Bytes, first: Ints, widths: Ints) -> Floats | None:
+    # As many digits as a double holds exactly; what is longer is rare enough to be read line by line.
+    value = _whole_numbers(data, first, widths, widest=_EXACT_DIGITS)
+    return None if value is None else value / 1e6
+
+
+def _whole_numbers(data: Bytes, first: Ints, widths: Ints, *, widest: int) -> Ints | None:
+    if widths.min() < 1 or widths.max() > widest:
         return None
     value = np.zeros(len(first), dtype=np.int64)
     last = first + widths - 1
-    for place in range(widest):  # from the last digit to the first
+    for place in range(int(widths.max())):  # from the last digit to the first
         digit = data[np.maximum(last - place, 0)] - np.uint8(_ZERO)
         inside = place < widths
         if np.any(inside & (digit > _NINE)):
             return None
         value += np.where(inside, digit, 0) * np.int64(10**place)
-    return None if value.max() > LARGEST_TOKEN_COUNT else value
+    return value
 
 
 def _seconds(data: Bytes, first: Ints, widths: Ints) -> Floats | None:
@@ -186,4 +196,10 @@ def _text(data: Bytes, first: Ints, widths: Ints) -> Labels | None:
     return Labels(codes=codes, names=tuple(value.decode("utf-8") for value in values.tolist()))
 
 
-_READ = {Kind.TOKENS: _tokens, Kind.SECONDS: _seconds, Kind.STAMP: _stamps, Kind.TEXT: _text}
+_READ = {
+    Kind.TOKENS: _tokens,
+    Kind.SECONDS: _seconds,
+    Kind.MICROSECONDS: _microseconds,
+    Kind.STAMP: _stamps,
+    Kind.TEXT: _text,
+}

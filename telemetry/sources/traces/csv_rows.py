@@ -1,20 +1,21 @@
 """Traces that are CSV tables with a header: which column means what, and how the table is read.
 
-It exists so that a CSV format is a value of a few lines (`CsvFormat`). Columns are found by name in any order,
+It exists so that a CSV format is a value of a few lines (`CsvFormat`), or, where a row needs more than naming its
+columns, a small class around `header_names`, `find_columns` and `read_columns`. Columns are found by name in any order,
 columns it does not know are passed over. Blocks go through the fast reader; a block that it hands back is read line
 by line with the csv module, so that quoted fields work and every error names its line and field. A field cannot
 hold a line break.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from solver.domain.errors import InputError
-from solver.domain.trace import Floats, Labels
+from solver.domain.trace import Floats, Ints, Labels
 from telemetry.sources.traces.blocks import parse_block
 from telemetry.sources.traces.fields import READ, BadFieldError, Kind
 from telemetry.sources.traces.lines import LineSource, quoted
@@ -52,17 +53,30 @@ class CsvFormat:
 
     def recognises(self, first_line: str) -> bool:
         """Tell whether the header has all required columns."""
-        try:
-            names = set(_fields(first_line))
-        except csv.Error:
-            return False
-        return names.issuperset((self.arrival, self.prompt, self.output, *self.markers))
+        return header_names(first_line).issuperset((self.arrival, self.prompt, self.output, *self.markers))
 
     def rows(self, source: LineSource) -> Iterator[Rows]:
         """Read the table."""
-        columns = self._columns(source)
+        columns = find_columns(
+            source,
+            layout=self.layout,
+            required={
+                "arrival": (self.arrival, self.arrival_kind),
+                "prompt": (self.prompt, Kind.TOKENS),
+                "output": (self.output, Kind.TOKENS),
+            },
+            optional={
+                role: (name, Kind.TEXT)
+                for role, name in (
+                    ("session", self.session),
+                    ("model", self.model),
+                    ("request_class", self.request_class),
+                )
+                if name is not None
+            },
+        )
         start_ns: int | None = None
-        for lines, values in _read(source, columns):
+        for lines, values in read_columns(source, columns):
             if not len(lines):
                 continue
             arrival_s: Floats
@@ -82,40 +96,54 @@ class CsvFormat:
                 request_class=values.get("request_class"),
             )
 
-    def _columns(self, source: LineSource) -> "_Columns":
-        header = source.first_line()
-        try:
-            names = _fields(header.decode("utf-8"))
-        except (UnicodeDecodeError, csv.Error):
-            raise InputError(
-                f"{quoted(header)} is not a CSV header", where=source.place(1), right=f"columns {self.layout}"
-            ) from None
-        wanted = {
-            "arrival": (self.arrival, self.arrival_kind),
-            "prompt": (self.prompt, Kind.TOKENS),
-            "output": (self.output, Kind.TOKENS),
-        }
-        for role, name in (
-            ("session", self.session),
-            ("model", self.model),
-            ("request_class", self.request_class),
-        ):
-            if name is not None and name in names:
-                wanted[role] = (name, Kind.TEXT)
-        for name, _ in wanted.values():
-            if names.count(name) != 1:
-                what = "no such column" if name not in names else f"{names.count(name)} columns of this name"
-                raise InputError(what, where=source.place(1, name), right=f"a header with {self.layout}")
-        return _Columns(
-            names=tuple(names),
-            wanted={role: (names.index(name), kind) for role, (name, kind) in wanted.items()},
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Columns:
+class Columns:
+    """Where the columns that are wanted stand in a file."""
+
     names: tuple[str, ...]
+    """All of the header."""
     wanted: dict[str, tuple[int, Kind]]
+    """Index and kind of each column, by the role it plays."""
+
+
+def header_names(first_line: str) -> set[str]:
+    """Return the names in a header; none if it is not one."""
+    try:
+        return set(_fields(first_line))
+    except csv.Error:
+        return set()
+
+
+def find_columns(
+    source: LineSource,
+    *,
+    layout: str,
+    required: Mapping[str, tuple[str, Kind]],
+    optional: Mapping[str, tuple[str, Kind]],
+) -> Columns:
+    """Find columns, given by role as (name, kind), in the header of a file; ``layout`` says how it should look.
+
+    Raises
+    ------
+    InputError
+        If a required column is missing, one of them all is there twice, or the first line is no header.
+    """
+    header = source.first_line()
+    try:
+        names = _fields(header.decode("utf-8"))
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError(
+            f"{quoted(header)} is not a CSV header", where=source.place(1), right=f"columns {layout}"
+        ) from None
+    wanted = {**required, **{role: column for role, column in optional.items() if column[0] in names}}
+    for name, _ in wanted.values():
+        if names.count(name) != 1:
+            what = "no such column" if name not in names else f"{names.count(name)} columns of this name"
+            raise InputError(what, where=source.place(1, name), right=f"a header with {layout}")
+    return Columns(
+        names=tuple(names), wanted={role: (names.index(name), kind) for role, (name, kind) in wanted.items()}
+    )
 
 
 def _fields(line: str) -> list[str]:
@@ -125,8 +153,8 @@ def _fields(line: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([line], strict=True), [])]
 
 
-def _read(source: LineSource, columns: _Columns) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield (line numbers, values by role) of each block."""
+def read_columns(source: LineSource, columns: Columns) -> Iterator[tuple[Ints, dict[str, Any]]]:
+    """Yield (line numbers, values by role) of each block: Ints, Floats or `Labels` as the kind is."""
     for first_line, whole in source.blocks():
         block, first = whole, first_line
         if first == 1:  # the header
@@ -142,8 +170,8 @@ def _read(source: LineSource, columns: _Columns) -> Iterator[tuple[Any, dict[str
 
 
 def _read_line_by_line(
-    source: LineSource, block: bytes, first: int, columns: _Columns
-) -> tuple[Any, dict[str, Any]]:
+    source: LineSource, block: bytes, first: int, columns: Columns
+) -> tuple[Ints, dict[str, Any]]:
     lines: list[int] = []
     values: dict[str, list[Any]] = {role: [] for role in columns.wanted}
     for number, raw in enumerate(block.split(b"\n")[:-1], start=first):
@@ -196,4 +224,4 @@ def _array(kind: Kind, values: list[Any]) -> Any:
     if kind is Kind.TEXT:
         names = {name: code for code, name in enumerate(dict.fromkeys(values))}
         return Labels(codes=np.array([names[value] for value in values], dtype=np.int64), names=tuple(names))
-    return np.array(values, dtype=np.float64 if kind is Kind.SECONDS else np.int64)
+    return np.array(values, dtype=np.float64 if kind in (Kind.SECONDS, Kind.MICROSECONDS) else np.int64)

@@ -18,6 +18,7 @@ LARGEST_TIME_S = 1e10
 FIRST_YEAR, LAST_YEAR = 1970, 2261  # nanoseconds since 1970 in 64 bits
 
 _TOKENS = re.compile(r"0*([0-9]{1,10})(?:\.0*)?")
+_MICROSECONDS = re.compile(r"[0-9]{1,16}")
 _SECONDS = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _STAMP = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[ T]([0-9]{2}):([0-9]{2}):([0-9]{2})"
@@ -30,6 +31,8 @@ class Kind(Enum):
 
     TOKENS = "tokens"
     SECONDS = "seconds"
+    MICROSECONDS = "microseconds"
+    """Whole microseconds; read as seconds."""
     STAMP = "stamp"
     TEXT = "text"
 
@@ -64,6 +67,18 @@ def seconds(text: str) -> float:
     return value
 
 
+def microseconds(text: str) -> float:
+    """Read a time in whole microseconds, not negative, as seconds."""
+    match = _MICROSECONDS.fullmatch(text.strip())
+    value = int(match[0]) if match else LARGEST_TIME_S * 2e6
+    if value > LARGEST_TIME_S * 1e6:
+        raise BadFieldError(
+            f"{quoted(text)} is not a time in microseconds",
+            f"a whole number from 0 to {LARGEST_TIME_S * 1e6:,.0f}",
+        )
+    return value / 1e6
+
+
 def stamp_ns(text: str) -> int:
     """Read a calendar time as nanoseconds since 1970; without a zone it is taken as UTC."""
     right = "a time like 2024-05-10 00:00:00.0099300 (with Z or +00:00 behind it or without)"
@@ -92,6 +107,7 @@ def stamp_ns(text: str) -> int:
 READ: dict[Kind, Callable[[str], int | float | str]] = {
     Kind.TOKENS: tokens,
     Kind.SECONDS: seconds,
+    Kind.MICROSECONDS: microseconds,
     Kind.STAMP: stamp_ns,
     Kind.TEXT: str,
 }

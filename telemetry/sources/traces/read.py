@@ -17,6 +17,7 @@ import numpy as np
 from solver.domain.errors import InputError
 from solver.domain.trace import Requests, Trace, concatenate, spread
 from telemetry.sources.traces.azure import AZURE
+from telemetry.sources.traces.blis import BLIS
 from telemetry.sources.traces.burstgpt import BURSTGPT
 from telemetry.sources.traces.lines import LineSource, quoted
 from telemetry.sources.traces.mooncake import MOONCAKE
@@ -26,7 +27,7 @@ from telemetry.sources.traces.splitwise_sim import SPLITWISE_SIM
 from telemetry.sources.traces.vidur import VIDUR
 
 FORMATS: dict[str, TraceFormat] = {
-    form.name: form for form in (AZURE, BURSTGPT, MOONCAKE, PLAIN, SPLITWISE_SIM, VIDUR)
+    form.name: form for form in (AZURE, BLIS, BURSTGPT, MOONCAKE, PLAIN, SPLITWISE_SIM, VIDUR)
 }
 
 
@@ -170,7 +171,7 @@ def read_trace(
     seed: int = 0,
     spread_s: float = 0.0,
 ) -> Trace:
-    """Read a whole trace into memory (about 24 bytes per request, more with sessions or prefix blocks)."""
+    """Read a whole trace into memory: 24 bytes per request (more with text or blocks), an eighth more meanwhile."""
     with open_trace(path, format=format, seed=seed, spread_s=spread_s) as stream:
         requests = concatenate(stream)
         return Trace(name=stream.name, sha256=stream.sha256, requests=requests)
