@@ -6,7 +6,8 @@ bounded memory.
 
 Arrivals are a renewal process in operational time, stretched to the wanted rate: unit-mean gaps (exponential,
 Gamma or Weibull with a given coefficient of variation) are summed to L, and the arrival is the time t at which the
-integral of the rate reaches L. So a daily swing changes the rate and leaves the burstiness as it is.
+integral of the rate reaches L. So a daily swing, or the course of recorded rates, changes the rate and leaves the
+burstiness as it is.
 
 Sizes are resampled from recorded pairs (jointly: drawing prompt and output apart would lose their correlation), or
 drawn from two quantile tables joined by the Farlie-Gumbel-Morgenstern copula C(u,v) = uv (1 + theta (1-u)(1-v)). It
@@ -24,6 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from solver.domain.errors import InputError
+from solver.domain.rate_windows import RateWindows
 from solver.domain.trace import Floats, Ints, Requests
 
 _CHUNK = 1 << 16
@@ -185,7 +187,8 @@ class Workload:
     """What to generate.
 
     ``rate_rps`` is the mean over a whole period of the daily swing, which begins at its low: the rate at time t is
-    rate_rps (1 - diurnal_ratio cos(2 pi t / diurnal_period_s)).
+    rate_rps (1 - diurnal_ratio cos(2 pi t / diurnal_period_s)). With ``rates`` it is the mean over all of these
+    windows, whose course the rate follows from the first on, gaps bridged.
     """
 
     sizes: Sizes
@@ -196,6 +199,7 @@ class Workload:
     """Coefficient of variation of the gaps; Poisson has 1."""
     diurnal_ratio: float = 0.0
     diurnal_period_s: float = _DAY_S
+    rates: RateWindows | None = None
 
     def __post_init__(self) -> None:
         for name, good, right in (
@@ -210,6 +214,19 @@ class Workload:
         if self.arrivals is Arrivals.POISSON and self.cv != 1:
             raise InputError(
                 f"a cv of {self.cv:g} with poisson arrivals", right="gamma or weibull arrivals, or cv 1"
+            )
+        if self.rates is None:
+            return
+        if self.diurnal_ratio:
+            raise InputError("a daily swing over recorded rates", right="either of them")
+        if self.duration_s > self.rates.duration_s:
+            raise InputError(
+                f"{self.duration_s:g} s of rates recorded for {self.rates.duration_s:g} s",
+                right="a duration of at most that",
+            )
+        if not self.rates.filled().rate_rps.any():
+            raise InputError(
+                f"no window of {self.rates.name!r} has requests", right="windows with rates above 0"
             )
 
 
@@ -245,12 +262,21 @@ class _Clock:
         self._rate_rps = workload.rate_rps
         self._swing_s = workload.diurnal_ratio * workload.diurnal_period_s / (2 * math.pi)
         self._per_s = 2 * math.pi / workload.diurnal_period_s
+        self._ends_s: Floats = np.empty(0)
+        self._passed_at_ends: Floats = np.empty(0)
+        if workload.rates is not None:
+            course = workload.rates.filled().rate_rps
+            arrivals = np.cumsum(course) * (
+                workload.rates.window_s * workload.rate_rps / float(course.mean())
+            )
+            self._ends_s = workload.rates.window_s * np.arange(len(course) + 1, dtype=np.float64)
+            self._passed_at_ends = np.concatenate(([0.0], arrivals))
         self.last = float(self._passed(np.array([workload.duration_s]))[0])
         self._duration_s = workload.duration_s
 
     def __call__(self, operational: Floats) -> Floats:
         """Solve for t by bisection, halving to below a microsecond's rounding (skipped where the rate is constant)."""
-        if not self._swing_s:
+        if not self._swing_s and not len(self._ends_s):
             return operational / self._rate_rps
         low, high = np.zeros(len(operational)), np.full(len(operational), self._duration_s)
         for _ in range(64):
@@ -260,6 +286,8 @@ class _Clock:
         return high
 
     def _passed(self, time_s: Floats) -> Floats:
+        if len(self._ends_s):
+            return np.interp(time_s, self._ends_s, self._passed_at_ends)
         passed: Floats = self._rate_rps * (time_s - self._swing_s * np.sin(self._per_s * time_s))
         return passed
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from controller.cli.output import Advance
     from simulator.workload import Workload
+    from solver.domain.rate_windows import RateWindows
     from solver.domain.trace import Requests
     from solver.domain.trace_summary import TokenCounts, TraceSummary
     from telemetry.sources.traces.read import TraceStream
@@ -243,6 +244,13 @@ def _short(value: float | None) -> str:
 )
 @click.option("--rate-rps", type=_positive, default=None, help="Mean rate.  [default: as the source]")
 @click.option(
+    "--rates",
+    type=click.Path(),
+    default=None,
+    help="Let the rate follow recorded windows: CSV with model,t_s,rate_rps, or ServeGen's clients.",
+)
+@click.option("--rates-model", default=None, help="Which model of --rates.  [default: the only one]")
+@click.option(
     "--duration-s", type=_positive, default=3600.0, show_default=True, help="Length of the trace in seconds."
 )
 @click.option(
@@ -279,6 +287,8 @@ def generate(
 
     if source is not None and preset is not None:
         raise click.UsageError("give either --preset or --from", ctx)
+    if given["rates_model"] is not None and given["rates"] is None:
+        raise click.UsageError("--rates-model chooses from --rates; give both", ctx)
     if given["arrivals"] == "poisson" and given["cv"] not in (None, 1.0):
         raise click.UsageError("poisson arrivals have a --cv of 1; use gamma or weibull", ctx)
     if source is not None:
@@ -321,9 +331,11 @@ def _workload_like(source: str, form: str | None, seed: int, given: dict[str, An
         sizes = resampled_sizes(watched(), seed=seed)
     rate_rps = None if summary is None else summary.mean_rps
     cv = None if summary is None else summary.burstiness_cv
-    if rate_rps is None and given["rate_rps"] is None:
+    if rate_rps is None and given["rate_rps"] is None and given["rates"] is None:
         raise InputError(
-            "all requests arrive at one instant: no rate to take", where=source, right="give --rate-rps"
+            "all requests arrive at one instant: no rate to take",
+            where=source,
+            right="give --rate-rps or --rates",
         )
     return _workload(sizes, rate_rps=rate_rps or 0.0, cv=min(max(cv or 1.0, 0.05), 100.0), given=given)
 
@@ -333,15 +345,31 @@ def _workload(sizes: Any, *, rate_rps: float, cv: float, given: dict[str, Any]) 
 
     arrivals = Arrivals(given["arrivals"] or "gamma")
     own_cv = 1.0 if arrivals is Arrivals.POISSON else cv
+    rates = None if given["rates"] is None else _rates(given["rates"], given["rates_model"])
+    recorded_rps = rate_rps if rates is None else float(rates.filled().rate_rps.mean())
     return Workload(
         sizes=sizes,
-        rate_rps=given["rate_rps"] or rate_rps,
+        rate_rps=given["rate_rps"] or recorded_rps,
         duration_s=given["duration_s"],
         arrivals=arrivals,
         cv=given["cv"] or own_cv,
         diurnal_ratio=given["diurnal_ratio"],
         diurnal_period_s=given["diurnal_period_s"],
+        rates=rates,
     )
+
+
+def _rates(path: str, model: str | None) -> "RateWindows":
+    from solver.domain.errors import InputError
+    from telemetry.sources.traces.servegen import read_rate_windows
+
+    series = {rates.name: rates for rates in read_rate_windows(path)}
+    if model is None and len(series) == 1:
+        return next(iter(series.values()))
+    if model not in series:
+        what = "several models" if model is None else f"no model {model!r}"
+        raise InputError(what, where=path, right=f"--rates-model with one of {', '.join(series)}")
+    return series[model]
 
 
 @trace.command("import")

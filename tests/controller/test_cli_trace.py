@@ -150,6 +150,38 @@ def test_generate_like_a_trace(ballast: Ballast, small: Path, tmp_path: Path) ->
     assert ballast.json("describe", out)["mean_rps"] == pytest.approx(4 / 100.5, rel=0.1)
 
 
+def test_generate_after_recorded_rates(ballast: Ballast, small: Path, tmp_path: Path) -> None:
+    rates, out = tmp_path / "rates.csv", tmp_path / "t.csv"
+    rates.write_text("model,t_s,rate_rps\nm,0,10\nm,600,30\nn,0,1\nn,600,1\n", "utf-8")
+    follow = (
+        "generate",
+        "--rates",
+        rates,
+        "--rates-model",
+        "m",
+        "--duration-s",
+        1200,
+        "--cv",
+        1,
+        "--out",
+        out,
+    )
+    ballast(*follow, "--from", small)
+    answer = ballast.json("describe", out, "--window-s", 500)
+    assert answer["requests"] == pytest.approx(24_000, rel=0.02)
+    assert answer["windows"][0]["peak_rps"] == pytest.approx((100 * 10 + 400 * 30) / 500, rel=0.05)
+    ballast(*follow, "--rate-rps", 2)
+    assert ballast.json("describe", out)["requests"] == pytest.approx(2_400, rel=0.1)
+    ballast("generate", "--rates", rates, code=1)
+    assert "rates.csv: several models; --rates-model with one of m, n" in ballast.err
+    ballast("generate", "--rates", rates, "--rates-model", "o", code=1)
+    assert "rates.csv: no model 'o'; --rates-model with one of m, n" in ballast.err
+    ballast("generate", "--rates-model", "m", code=2)
+    assert "--rates-model chooses from --rates" in ballast.err
+    ballast("generate", "--rates", rates, "--rates-model", "m", "--duration-s", 1201, code=1)
+    assert "1201 s of rates recorded for 1200 s" in ballast.err
+
+
 def test_generate_refuses_contradictions(ballast: Ballast, small: Path, tmp_path: Path) -> None:
     ballast("generate", "--from", small, "--preset", "code", code=2)
     assert "either --preset or --from" in ballast.err

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from simulator.workload import (
     resampled_sizes,
 )
 from solver.domain.errors import InputError
+from solver.domain.rate_windows import RateWindows
 from solver.domain.trace import Requests, concatenate
 from solver.domain.trace_summary import summarise
 from telemetry.sources.traces.read import read_trace
@@ -77,6 +79,36 @@ def test_a_daily_swing_begins_at_its_low() -> None:
     wanted = 100.0 * (1 - 0.8 * np.cos(2 * np.pi * middle_s / 600.0))
     # 60 s of Poisson arrivals scatter by sqrt(rate / 60); the window's mean differs from its middle by below 2 %.
     assert np.all(np.abs(rates - wanted) < 5 * np.sqrt(wanted / 60) + 0.02 * 100)
+
+
+def _rates(*rate_rps: float) -> RateWindows:
+    return RateWindows(name="m", start_s=0.0, window_s=100.0, rate_rps=np.array(rate_rps))
+
+
+def test_the_rate_follows_recorded_windows() -> None:
+    recorded = _rates(20.0, 80.0, np.nan, 40.0, 0.0, 60.0)
+    # The gap is bridged: 60. The mean is 260 / 6, and half of it is wanted.
+    workload = Workload(sizes=PAIRS, rate_rps=130 / 6, duration_s=550.0, rates=recorded)
+    requests = concatenate(generate(workload, seed=4))
+    counts = np.histogram(requests.arrival_s, bins=np.arange(0, 601, 100))[0]
+    wanted = np.array([10, 40, 30, 20, 0, 15]) * 100.0
+    assert np.all(np.abs(counts - wanted) <= 4 * np.sqrt(wanted))
+    assert counts[4] == 0
+    assert requests.arrival_s[-1] <= 550.0
+
+
+def test_rates_that_cannot_be_followed() -> None:
+    good = Workload(sizes=PAIRS, rate_rps=1.0, duration_s=150.0, rates=_rates(1.0, 2.0))
+
+    def refusal(**changes: object) -> str:
+        with pytest.raises(InputError) as caught:
+            replace(good, **changes)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert refusal(diurnal_ratio=0.5) == "a daily swing over recorded rates; either of them"
+    assert refusal(duration_s=201.0) == "201 s of rates recorded for 200 s; a duration of at most that"
+    assert refusal(rates=_rates(0.0, 0.0)).startswith("no window of 'm' has requests; ")
+    assert refusal(rates=_rates(np.nan, np.nan)).startswith("no window of 'm' was recorded; ")
 
 
 @given(

@@ -106,16 +106,18 @@ _STAMPS = st.builds(
     st.one_of(st.just(""), st.from_regex(r"\.[0-9]{0,10}", fullmatch=True)),
     st.sampled_from(["", "Z", "+00:00", "-07:30", "+24:00", "+1:00", "+0100"]),
 )
+_DECIMALS = st.one_of(
+    _ODD,
+    st.floats(-1, 2e10).map(repr),
+    st.decimals(0, 10**6, places=7).map(str),
+    st.from_regex(r"[0-9]{0,12}\.?[0-9]{0,12}", fullmatch=True),
+)
 _FIELDS = {
     Kind.TOKENS: st.one_of(
         _ODD, st.integers(-5, 2 * 10**9).map(str), st.from_regex(r"0{0,3}[0-9]{1,11}", fullmatch=True)
     ),
-    Kind.SECONDS: st.one_of(
-        _ODD,
-        st.floats(-1, 2e10).map(repr),
-        st.decimals(0, 10**6, places=7).map(str),
-        st.from_regex(r"[0-9]{0,12}\.?[0-9]{0,12}", fullmatch=True),
-    ),
+    Kind.SECONDS: _DECIMALS,
+    Kind.RATE: _DECIMALS,
     Kind.MICROSECONDS: st.one_of(
         _ODD, st.integers(-5, 2 * 10**16).map(str), st.from_regex(r"0{0,3}[0-9]{1,17}", fullmatch=True)
     ),

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.domain.trace import Floats, Ints, Labels
-from telemetry.sources.traces.fields import FIRST_YEAR, LARGEST_TIME_S, LARGEST_TOKEN_COUNT, LAST_YEAR, Kind
+from telemetry.sources.traces.fields import (
+    FIRST_YEAR,
+    LARGEST_RATE_RPS,
+    LARGEST_TIME_S,
+    LARGEST_TOKEN_COUNT,
+    LAST_YEAR,
+    Kind,
+)
 
 Bytes = NDArray[np.uint8]
 _ZERO, _DOT, _COMMA, _LINE_FEED = b"0.,\n"
@@ -38,7 +45,7 @@ def parse_block(block: bytes, width: int, wanted: Sequence[tuple[int, Kind]]) ->
     Returns
     -------
     list or None
-        Per wanted column an int64 array (tokens, nanoseconds), a float64 array (both kinds of seconds) or `Labels`.
+        Per wanted column an int64 array (tokens, nanoseconds), a float64 array (seconds, rates) or `Labels`.
     """
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
@@ -103,6 +110,16 @@ def _whole_numbers(data: Bytes, first: Ints, widths: Ints, *, widest: int) -> In
 
 
 def _seconds(data: Bytes, first: Ints, widths: Ints) -> Floats | None:
+    value = _decimals(data, first, widths)
+    return None if value is None or value.max() > LARGEST_TIME_S else value
+
+
+def _rates(data: Bytes, first: Ints, widths: Ints) -> Floats | None:
+    value = _decimals(data, first, widths)
+    return None if value is None or value.max() > LARGEST_RATE_RPS else value
+
+
+def _decimals(data: Bytes, first: Ints, widths: Ints) -> Floats | None:
     widest = int(widths.max())
     if widths.min() < 1 or widest > _WIDEST_NUMBER:
         return None
@@ -123,7 +140,7 @@ def _seconds(data: Bytes, first: Ints, widths: Ints) -> Floats | None:
         value = mantissa / 10.0 ** np.arange(_EXACT_DIGITS + 1)[decimals]
     else:
         value = np.ascontiguousarray(characters).view(f"S{widest}")[:, 0].astype(np.float64)
-    return None if value.max() > LARGEST_TIME_S else value
+    return value
 
 
 def _stamps(data: Bytes, first: Ints, widths: Ints) -> Ints | None:
@@ -200,6 +217,7 @@ _READ = {
     Kind.TOKENS: _tokens,
     Kind.SECONDS: _seconds,
     Kind.MICROSECONDS: _microseconds,
+    Kind.RATE: _rates,
     Kind.STAMP: _stamps,
     Kind.TEXT: _text,
 }

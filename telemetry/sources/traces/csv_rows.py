@@ -21,6 +21,8 @@ from telemetry.sources.traces.fields import READ, BadFieldError, Kind
 from telemetry.sources.traces.lines import LineSource, quoted
 from telemetry.sources.traces.rows import Rows
 
+_FLOATS = (Kind.SECONDS, Kind.MICROSECONDS, Kind.RATE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvFormat:
@@ -105,6 +107,8 @@ class Columns:
     """All of the header."""
     wanted: dict[str, tuple[int, Kind]]
     """Index and kind of each column, by the role it plays."""
+    header: bool = True
+    """Whether the first line names the columns, or is a row already."""
 
 
 def header_names(first_line: str) -> set[str]:
@@ -157,13 +161,13 @@ def read_columns(source: LineSource, columns: Columns) -> Iterator[tuple[Ints, d
     """Yield (line numbers, values by role) of each block: Ints, Floats or `Labels` as the kind is."""
     for first_line, whole in source.blocks():
         block, first = whole, first_line
-        if first == 1:  # the header
+        if first == 1 and columns.header:
             block, first = whole[whole.index(b"\n") + 1 :], 2
         if not block:
             continue
         parsed = parse_block(block, len(columns.names), tuple(columns.wanted.values()))
         if parsed is not None:
-            lines = first + np.arange(len(parsed[0]))
+            lines = first + np.arange(block.count(b"\n"))
             yield lines, dict(zip(columns.wanted, parsed, strict=True))
         else:
             yield _read_line_by_line(source, block, first, columns)
@@ -224,4 +228,4 @@ def _array(kind: Kind, values: list[Any]) -> Any:
     if kind is Kind.TEXT:
         names = {name: code for code, name in enumerate(dict.fromkeys(values))}
         return Labels(codes=np.array([names[value] for value in values], dtype=np.int64), names=tuple(names))
-    return np.array(values, dtype=np.float64 if kind in (Kind.SECONDS, Kind.MICROSECONDS) else np.int64)
+    return np.array(values, dtype=np.float64 if kind in _FLOATS else np.int64)

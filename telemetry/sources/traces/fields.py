@@ -13,13 +13,15 @@ from telemetry.sources.traces.lines import quoted
 
 LARGEST_TOKEN_COUNT = 10**9
 """Above it a token count is a slip; it also keeps sums over 10^9 requests inside 64 bits."""
+LARGEST_RATE_RPS = 1e10
+"""Above it, more than one request per second for every human, a rate is a slip."""
 LARGEST_TIME_S = 1e10
 """Above it (317 years) a time is not in seconds; seconds since 1970 are fine."""
 FIRST_YEAR, LAST_YEAR = 1970, 2261  # nanoseconds since 1970 in 64 bits
 
 _TOKENS = re.compile(r"0*([0-9]{1,10})(?:\.0*)?")
 _MICROSECONDS = re.compile(r"[0-9]{1,16}")
-_SECONDS = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DECIMAL = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _STAMP = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[ T]([0-9]{2}):([0-9]{2}):([0-9]{2})"
     r"(?:\.([0-9]{1,9}))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))?"
@@ -33,6 +35,7 @@ class Kind(Enum):
     SECONDS = "seconds"
     MICROSECONDS = "microseconds"
     """Whole microseconds; read as seconds."""
+    RATE = "requests per second"
     STAMP = "stamp"
     TEXT = "text"
 
@@ -58,12 +61,19 @@ def tokens(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Read a time in seconds, not negative."""
-    match = _SECONDS.fullmatch(text.strip())
+    return _decimal(text, "a time in seconds", LARGEST_TIME_S)
+
+
+def rate_rps(text: str) -> float:
+    """Read a rate in requests per second, not negative."""
+    return _decimal(text, "a rate", LARGEST_RATE_RPS)
+
+
+def _decimal(text: str, what: str, largest: float) -> float:
+    match = _DECIMAL.fullmatch(text.strip())
     value = float(match[0]) if match else float("inf")
-    if value > LARGEST_TIME_S:
-        raise BadFieldError(
-            f"{quoted(text)} is not a time in seconds", f"a decimal number from 0 to {LARGEST_TIME_S:,.0f}"
-        )
+    if value > largest:
+        raise BadFieldError(f"{quoted(text)} is not {what}", f"a decimal number from 0 to {largest:,.0f}")
     return value
 
 
@@ -108,6 +118,7 @@ READ: dict[Kind, Callable[[str], int | float | str]] = {
     Kind.TOKENS: tokens,
     Kind.SECONDS: seconds,
     Kind.MICROSECONDS: microseconds,
+    Kind.RATE: rate_rps,
     Kind.STAMP: stamp_ns,
     Kind.TEXT: str,
 }
