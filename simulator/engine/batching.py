@@ -128,37 +128,13 @@ from simulator.engine.queues import (
     wait_at_end,
     wait_in_front,
 )
-from simulator.engine.transfers import admit_incoming, expect_decode, forget_decode, hand_over
+from simulator.engine.segments import iterations_until, many_s
+from simulator.engine.transfers import admit_incoming, expect_decode, forget_decode, hand_over, incoming_fits
 
 COMPLETED, REJECTED = 1, 2
 NO_INSTANCE = 2
 
-# -- how long -----------------------------------------------------------------------------------------------------
-
-
-@compiled
-def many_s(first_s: float, slope_s: float, iterations: int) -> float:
-    """Return the seconds of k iterations: k a + s k (k - 1) / 2."""
-    k = float(iterations)
-    return first_s * k + slope_s * (k * (k - 1.0) / 2.0)
-
-
-@compiled
-def iterations_until(first_s: float, slope_s: float, span_s: float) -> int:
-    """Return the smallest k >= 1 whose iterations take at least ``span_s``.
-
-    Solves s k^2 / 2 + (a - s / 2) k = span in the form that does not cancel, then corrects rounding by single steps.
-    """
-    if span_s <= first_s:
-        return 1
-    middle = first_s - slope_s / 2.0
-    k = int(math.ceil(2.0 * span_s / (middle + math.sqrt(middle * middle + 2.0 * slope_s * span_s))))
-    k = max(k, 1)
-    while k > 1 and many_s(first_s, slope_s, k - 1) >= span_s:
-        k -= 1
-    while many_s(first_s, slope_s, k) < span_s:
-        k += 1
-    return k
+# -- how long ----------------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -353,12 +329,14 @@ def start(w: World, i: int, now_s: float) -> None:
         counts[NEXT_KIND, i] = NONE
     kind = counts[KIND, i]
     max_batch = w.counts[MAX_BATCH]
-    while counts[READY_HEAD, i] != NONE and counts[DECODES, i] < max_batch:
+    under_way = 0 if counts[PARTIAL, i] == NONE else 1
+    while counts[READY_HEAD, i] != NONE and counts[DECODES, i] + under_way < max_batch:
         join(w, i, remove_ready(w, i))
     preempted = False
     while counts[DECODES, i] > 0 and counts[KV_CAPACITY, i] - counts[KV_USED, i] < counts[DECODES, i]:
         _preempt(w, i)
         preempted = True
+    admit_incoming(w, i, now_s)
     decodes = counts[DECODES, i]
     chunked = w.counts[CHUNKED] == 1
     budget = w.counts[MAX_BATCH_TOKENS]
@@ -427,7 +405,7 @@ def start(w: World, i: int, now_s: float) -> None:
             to_knot = w.knots[kind, j + 1] - kv_sum
             k = min(k, int(math.ceil(to_knot / decodes)))
         first_s = max(_decode_value(w, kind, AT_KNOT_S, decodes, kv_sum, j), 0.0)
-        if w.counts[SINGLE_STEPS] == 1:
+        if w.counts[SINGLE_STEPS] == 1 or preempted:  # what a preemption set free is offered again soon
             k = 1
         if w.constants[TRUNCATED, kind] != 0.0:
             first_s = max(1.0, math.floor(first_s))
@@ -469,7 +447,9 @@ def _end_prompt(w: World, i: int, slot: int, now_s: float) -> None:
     else:
         counts[HELD, i] += 1
         w.counts[WAITING_EVERYWHERE] += 1
-        if not hand_over(w, slot, now_s):
+        if hand_over(w, slot):
+            wake(w, slots[DECODE_AT, slot], now_s)
+        else:
             counts[HELD, i] -= 1
             w.counts[WAITING_EVERYWHERE] -= 1
             counts[KV_USED, i] -= slots[PROMPT, slot]
@@ -499,7 +479,8 @@ def pass_iterations(w: World, i: int, iterations: int, now_s: float) -> None:
         reals[OUTPUT_DONE, i] += float(decodes * k)
     if counts[SEGMENT_KIND, i] == PREFILL_SEGMENT:
         per_token_j = joules / (reals[SEGMENT_TOKENS, i] + decodes)
-        reals[SEQUENCE_J, i] += per_token_j
+        if decodes > 0:
+            reals[SEQUENCE_J, i] += per_token_j
         reals[PROMPT_DONE, i] += reals[SEGMENT_TOKENS, i]
         for at in range(counts[CHUNKS, i]):
             slot = w.chunk_slots[i, at]
@@ -536,7 +517,6 @@ def end_segment(w: World, i: int, now_s: float) -> None:
                 counts[PARTIAL, i] = slot
             else:
                 _end_prompt(w, i, slot, now_s)
-    admit_incoming(w, i, now_s)
     start(w, i, now_s)
     if w.counts[ROUTER] == MIXED_POOL and counts[SEGMENT_KIND, i] == IDLE and counts[LIST, i] == MIXED_LIST:
         if counts[HELD, i] == 0 and first_waiting(w, i) == NONE and counts[ROLE, i] != BOTH:
@@ -554,12 +534,11 @@ def wake(w: World, i: int, now_s: float) -> None:
         return
     if counts[SEGMENT_KIND, i] != DECODING_SEGMENT or counts[SEGMENT_ITERATIONS, i] == 1:
         return
-    if counts[DECODES, i] >= w.counts[MAX_BATCH]:
+    slot = first_waiting(w, i)
+    joins = slot != NONE and _admissible(w, i, slot, 0)
+    joins = (joins or counts[READY_HEAD, i] != NONE) and counts[DECODES, i] < w.counts[MAX_BATCH]
+    if not joins and not incoming_fits(w, i):
         return
-    if counts[READY_HEAD, i] == NONE:
-        slot = first_waiting(w, i)
-        if slot == NONE or not _admissible(w, i, slot, 0):
-            return
     span_s = now_s - reals[SEGMENT_START_S, i]
     k = iterations_until(reals[SEGMENT_FIRST_S, i], reals[SEGMENT_SLOPE_S, i], span_s)
     if k < counts[SEGMENT_ITERATIONS, i]:

@@ -12,8 +12,6 @@ from simulator.engine.accounting import book, end_idle, end_up, touch
 from simulator.engine.batching import (
     NO_INSTANCE,
     enqueue,
-    iterations_until,
-    many_s,
     pass_iterations,
     reject,
     wake,
@@ -95,6 +93,7 @@ from simulator.engine.layout import (
 from simulator.engine.placement import place, to_list
 from simulator.engine.prefix_cache import forget_all
 from simulator.engine.queues import append, schedule, unschedule
+from simulator.engine.segments import iterations_until, many_s
 from simulator.engine.transfers import forget_decode, hand_over, release_source
 
 
@@ -239,7 +238,9 @@ def fail(w: World, i: int, now_s: float) -> None:
     _go_down(w, i, now_s)
     for slot in range(slots.shape[1]):
         if slots[STAGE, slot] == HELD_STAGE and slots[DECODE_AT, slot] == NONE:
-            if not hand_over(w, slot, now_s):
+            if hand_over(w, slot):
+                wake(w, slots[DECODE_AT, slot], now_s)
+            else:
                 source = slots[PREFILL_AT, slot]
                 touch(w, source, now_s)
                 release_source(w, slot)
@@ -255,6 +256,8 @@ def fail(w: World, i: int, now_s: float) -> None:
                 wake(w, to, now_s)
             else:
                 reject(w, slot, NO_INSTANCE)
+    for other in range(counts.shape[1]):  # what this set free elsewhere
+        wake(w, other, now_s)
 
 
 @compiled

@@ -52,7 +52,7 @@ from simulator.engine.layout import (
 )
 from simulator.engine.placement import model_of, place
 from simulator.engine.queues import append_ready, drop_first_move, take_slot
-from simulator.engine.transfers import admit_incoming, release_source
+from simulator.engine.transfers import release_source
 
 FINISHED, NEEDS_SLOTS, PAUSED, OVERLOADED = range(4)
 TOO_LONG = 1
@@ -132,7 +132,6 @@ def _end_move(w: World, now_s: float) -> None:
     w.counts[WAITING_EVERYWHERE] -= 1
     append_ready(w, target, slot)
     wake(w, target, now_s)
-    admit_incoming(w, source, now_s)
     wake(w, source, now_s)
     end_drain(w, source, now_s)
 

@@ -16,13 +16,13 @@ from simulator.engine.layout import (
     GENERATED,
     JSQ,
     KV_CAPACITY,
-    KV_USED,
     LEAST_KV,
     LIST,
     LOAD,
     MIXED_LIST,
     MIXED_POOL,
     NONE,
+    NOW_S,
     PREFILL,
     PREFILL_AT,
     PREFIX_AWARE,
@@ -44,6 +44,7 @@ from simulator.engine.layout import (
     World,
 )
 from simulator.engine.prefix_cache import cached_blocks
+from simulator.engine.segments import kv_now
 
 
 @compiled
@@ -76,7 +77,7 @@ def _score(w: World, slot: int, i: int) -> float:
     router = w.counts[ROUTER]
     counts = w.inst_counts
     if router == LEAST_KV:
-        return float((counts[KV_USED, i] + counts[LOAD, i]) / counts[KV_CAPACITY, i])
+        return float((kv_now(w, i, w.reals[NOW_S]) + counts[LOAD, i]) / counts[KV_CAPACITY, i])
     load = float(counts[LOAD, i])
     if router == PREFIX_AWARE and w.counts[CACHE_BLOCKS] > 0 and counts[ROLE, i] != DECODE:
         blocks = blocks_of(w, w.slot_counts[REQUEST, slot])

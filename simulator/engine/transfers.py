@@ -1,7 +1,8 @@
 """KV on its way from the instance that processed the prompt to the one that decodes.
 
 It exists because prefill and decode on separate machines pay for a copy of the cache. The prompt's KV is held at its
-source until it has arrived; room is reserved at the destination before the transfer starts, first come first served.
+source until it has arrived; room is reserved at the destination, first come first served, when an iteration ends there
+(at once if it idles), and then the transfer starts.
 Layer-wise overlap: a layer's KV may leave once the layer has processed the prompt, so a transfer of b bytes over a link
 of B bytes/s for a model of L layers, whose prompt was processed from s to e, ends at
 
@@ -16,6 +17,7 @@ from simulator.engine.layout import (
     ASSIGNED_KV,
     CONTENTION,
     DECODE_AT,
+    DECODES,
     DOWN,
     EGRESS_FREE_S,
     HELD,
@@ -79,9 +81,10 @@ def _start(w: World, slot: int, now_s: float) -> None:
 
 @compiled
 def _room(w: World, slot: int, i: int) -> bool:
-    """Whether a prompt's KV fits beside what an instance holds, with a token to grow."""
+    """Whether a prompt's KV fits beside what an instance holds, with a token for every decode of the next iteration."""
     counts = w.inst_counts
-    return bool(counts[KV_USED, i] + w.slot_counts[PROMPT, slot] + 1 <= counts[KV_CAPACITY, i])
+    need = counts[KV_USED, i] + w.slot_counts[PROMPT, slot] + max(1, counts[DECODES, i])
+    return bool(need <= counts[KV_CAPACITY, i])
 
 
 @compiled
@@ -101,10 +104,10 @@ def forget_decode(w: World, i: int, slot: int) -> None:
 
 
 @compiled
-def hand_over(w: World, slot: int, now_s: float) -> bool:
+def hand_over(w: World, slot: int) -> bool:
     """A prompt is done and decodes elsewhere: choose where, if need be, and move it; False if nobody can take it.
 
-    The caller counts it as held at its source.
+    The caller counts it as held at its source, and wakes the destination.
     """
     target = w.slot_counts[DECODE_AT, slot]
     if target == NONE or w.inst_counts[STATE, target] == DOWN:
@@ -114,11 +117,15 @@ def hand_over(w: World, slot: int, now_s: float) -> bool:
         w.slot_counts[DECODE_AT, slot] = target
         expect_decode(w, target, slot)
     w.slot_counts[STAGE, slot] = HELD_STAGE
-    if w.inst_counts[INCOMING_HEAD, target] == NONE and _room(w, slot, target):
-        _start(w, slot, now_s)
-    else:
-        append(w, target, INCOMING_HEAD, slot)
+    append(w, target, INCOMING_HEAD, slot)
     return True
+
+
+@compiled
+def incoming_fits(w: World, i: int) -> bool:
+    """Whether the first transfer that waits for room at an instance could start when its iteration ends."""
+    head = w.inst_counts[INCOMING_HEAD, i]
+    return bool(head != NONE and _room(w, head, i))
 
 
 @compiled
