@@ -46,7 +46,7 @@ def iterations_until(first_s: float, slope_s: float, span_s: float) -> int:
 
 @compiled
 def kv_now(w: World, i: int, now_s: float) -> int:
-    """Return the KV tokens reserved on an instance, the iterations of the running segment that ended before now counted."""
+    """Return the KV tokens reserved on an instance, counting the iterations of its segment that ended before now."""
     used = int(w.inst_counts[KV_USED, i])
     if w.inst_counts[SEGMENT_KIND, i] == DECODING_SEGMENT:
         span_s = now_s - w.inst_reals[SEGMENT_START_S, i]
