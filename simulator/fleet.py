@@ -76,6 +76,12 @@ class InstanceKind:
     layers: int
     price_usd_per_h: float | None = None
     """Of the whole instance; None: not known."""
+    accept_s: float = 0.0
+    """Outside the iterations: from arrival until the engine can schedule a request (API server, tokeniser)."""
+    per_token_s: float = 0.0
+    """Outside the iterations: from the end of an iteration until a token is out, added up over the tokens."""
+    finish_s: float = 0.0
+    """Outside the iterations: after the last token."""
     provenance: str = ""
     """Where the times come from, in one line."""
     known_error: str = ""

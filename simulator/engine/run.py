@@ -103,7 +103,7 @@ def simulate(
         else:
             break
     close_books(world)
-    return _record(parts, stopped_early=code == OVERLOADED)
+    return _record(fleet, parts, stopped_early=code == OVERLOADED)
 
 
 def _check(fleet: Fleet, requests: Requests) -> None:
@@ -209,6 +209,8 @@ def _parts(
     slot_counts[at.NEXT] = np.append(np.arange(1, slots), at.NONE)
     events = sorted(enumerate(fleet.events), key=lambda pair: (pair[1].time_s, pair[0]))
     first_of_pool = np.concatenate(([0], np.cumsum([pool.count for pool in fleet.pools])))
+    outcome = np.full((at.OUTCOME_REALS, total), np.nan)
+    outcome[at.REQUEST_J] = 0.0
     model, level, draws, block_ids, block_offsets = _asked(fleet, requests, model_of_request, levels, seed)
     marks = [
         (_EVENTS[event.kind], first_of_pool[event.pool] + event.index, event.instance_kind)
@@ -228,7 +230,7 @@ def _parts(
         draws=draws,
         block_ids=block_ids,
         block_offsets=block_offsets,
-        outcome=np.concatenate((np.full((3, total), np.nan), np.zeros((1, total)))),
+        outcome=outcome,
         served_by=np.full((2, total), at.NONE, dtype=np.int16),
         preemptions=np.zeros(total, dtype=np.int16),
         marks=np.zeros((2, total), dtype=np.int8),
@@ -402,12 +404,30 @@ def _with_more_slots(parts: at.Parts) -> at.Parts:
     )
 
 
-def _record(parts: at.Parts, *, stopped_early: bool) -> RunRecord:
+def _add_overheads(fleet: Fleet, parts: at.Parts) -> None:
+    """Add what a request spends outside the iterations; the same for all, so it moves no iteration."""
+    kinds = [fleet.kinds[fleet.pools[p].kind] for p in parts.inst_counts[at.POOL].tolist()]
+    if not any(kind.accept_s or kind.per_token_s or kind.finish_s for kind in kinds):
+        return
+    accept_s = np.array([kind.accept_s for kind in kinds])
+    per_token_s = np.array([kind.per_token_s for kind in kinds])
+    finish_s = np.array([kind.finish_s for kind in kinds])
+    first, last = parts.served_by[0], parts.served_by[1]
+    last = np.where(last == at.NONE, first, last)
+    parts.outcome[at.QUEUE_S] += accept_s[first]
+    parts.outcome[at.TTFT_S] += accept_s[first] + per_token_s[first]
+    parts.outcome[at.E2E_S] += (
+        accept_s[first] + per_token_s[first] + per_token_s[last] * (parts.output_tokens - 1) + finish_s[last]
+    )
+
+
+def _record(fleet: Fleet, parts: at.Parts, *, stopped_early: bool) -> RunRecord:
     reals, counts = parts.inst_reals, parts.inst_counts
     now_s = float(parts.reals[at.NOW_S])
     bin_s = float(parts.reals[at.BIN_S])
     used = max(1, min(parts.series.shape[2], math.ceil(now_s / bin_s)))
     bins = parts.series[:, :, :used]
+    _add_overheads(fleet, parts)
     running = bins[:, at.RUNNING_BIN] / bin_s
     present = bins[:, at.PRESENT_BIN] / bin_s
     return RunRecord(
