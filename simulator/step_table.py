@@ -65,6 +65,8 @@ class StepTable:
     """What a prompt chunk and the decodes of one iteration share (one read of the weights, one launch)."""
     idle_w: float
     """Watts of the instance with nothing to do."""
+    watts_known: bool = True
+    """False: the GPU's watts are not known; joules and watts are 0 here and must not be shown."""
     truncated: bool = False
     """Cut every iteration to a whole number of units, at least 1 (`blis-compat`); rules out closed forms."""
 
