@@ -1,6 +1,7 @@
 """Runs requests by the exact rules of BLIS's replay: the general engine, counting in whole microseconds.
 
-It exists to be compared with that peer request by request: every iteration is cut to a whole microsecond, so nothing is summed in closed form. For anything else use `physics`, which has the same equation.
+It exists to be compared with that peer request by request: every iteration is cut to a whole microsecond, so nothing is
+summed in closed form. For anything else use `physics`, which has the same equation.
 """
 
 from dataclasses import replace

@@ -81,7 +81,9 @@ def test_closed_forms_stay_within_one_percent_of_the_recorded_run() -> None:
 
 def test_times_are_whole_microseconds() -> None:
     requests = Requests(
-        arrival_s=[0.1, 0.1000005, 0.3], prompt_tokens=[100, 5000, 7], output_tokens=[3, 1, 9]
+        arrival_s=np.array([0.1, 0.1000005, 0.3]),
+        prompt_tokens=np.array([100, 5000, 7]),
+        output_tokens=np.array([3, 1, 9]),
     )
     record = simulate_blis(physics(), requests, instances=2)
     assert record.completed().all()
