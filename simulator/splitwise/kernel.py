@@ -85,6 +85,7 @@ from simulator.splitwise.layout import (
     TRANSFER_RETRIES,
     TRANSFERS,
     TTFT_S,
+    UNDER_WAY,
     World,
 )
 from simulator.splitwise.pending import (
@@ -95,7 +96,7 @@ from simulator.splitwise.pending import (
     replay_tournament,
 )
 
-FINISHED, NEEDS_ROOM, OVERLOADED = range(3)
+FINISHED, NEEDS_SLOTS, NEEDS_BLOCKS, OVERLOADED = range(4)
 COMPLETED, REJECTED = 1, 2
 TOO_LONG = 1
 _RETRY_S = 1.0
@@ -354,6 +355,7 @@ def _start_move(w: World, slot: int, now_s: float) -> None:
         w.machine_counts[machine, MEMORY] += held
         moved = w.counts[KV_BYTES] * w.slot_counts[slot, PROMPT]
         w.counts[TRANSFERS] += 1
+        w.counts[UNDER_WAY] += 1
         w.reals[TRANSFER_BYTES] += moved
         w.slot_counts[slot, MOVING] = MOVE_UNDER_WAY
         w.slot_reals[slot, MOVE_S] = now_s + moved / w.reals[LINK_BYTES_PER_S]
@@ -370,6 +372,7 @@ def _start_move(w: World, slot: int, now_s: float) -> None:
 def _end_move(w: World, slot: int, now_s: float) -> None:
     """Hand a request over to its decode machine, then let the machine it came from go on."""
     source, machine = w.slot_counts[slot, PROMPT_AT], w.slot_counts[slot, DECODE_AT]
+    w.counts[UNDER_WAY] -= 1
     held = w.slot_counts[slot, HELD_BYTES]
     w.machine_counts[source, MEMORY] -= held
     w.scheduled[SCHEDULED_BYTES, source] -= held
@@ -411,8 +414,10 @@ def advance(w: World) -> int:
         move_s = w.slot_reals[w.moves[0], MOVE_S] if w.counts[MOVES] > 0 else math.inf
         machine = w.winners[1]
         end_s = w.machine_reals[machine, END_S]
-        if w.counts[BLOCKS_LEFT] < blocks_needed or (request < total and w.counts[FREE_SLOT] == NONE):
-            return NEEDS_ROOM
+        if w.counts[BLOCKS_LEFT] < blocks_needed:
+            return NEEDS_BLOCKS
+        if request < total and w.counts[FREE_SLOT] == NONE:
+            return NEEDS_SLOTS
         if arrival_s <= move_s and arrival_s <= end_s:
             if arrival_s == math.inf:
                 return FINISHED
@@ -422,6 +427,8 @@ def advance(w: World) -> int:
             if _sample(w, request):
                 return OVERLOADED
         elif move_s <= end_s:
+            if arrival_s == math.inf and end_s == math.inf and w.counts[UNDER_WAY] == 0:
+                return FINISHED  # nothing runs or comes that could make room for what waits to be moved
             w.reals[NOW_S] = move_s
             slot = pop_move(w)
             if w.slot_counts[slot, MOVING] == MOVE_WAITS:

@@ -126,6 +126,7 @@ RUN_REALS = 5
     BLOCKS_LEFT,
     IN_SYSTEM,
     MOVES,  # entries of the heap of transfers
+    UNDER_WAY,  # transfers among them that have started
     SAMPLES,
     PROMPT_LISTED,  # machines in the three lists
     MIXED_LISTED,
@@ -148,8 +149,8 @@ RUN_REALS = 5
     MEMORY_STOPS,
     TRANSFER_RETRIES,
     SOURCE_WAKEUPS,
-) = range(29)
-RUN_COUNTS = 29
+) = range(30)
+RUN_COUNTS = 30
 
 
 class Parts(NamedTuple):

@@ -3,9 +3,10 @@
 It exists as the door to that engine: it lays out the arrays, lets the kernel run, gives it more room when it asks, and
 hands back the record that every engine hands back. It reads no file and judges nothing.
 
-Beside the peer's rules it has three of its own, none of which acts in the peer's recorded runs: a request that no
+Beside the peer's rules it has four of its own, none of which acts in the peer's recorded runs: a request that no
 machine could ever hold is rejected (the peer would block its machine for ever), a request of one output token ends with
-its prompt, and iterations that end at the instant of an arrival are not made one longer.
+its prompt, iterations that end at the instant of an arrival are not made one longer, and a run ends when all that is
+left are transfers for which nothing can make room any more (the peer would try for ever).
 
 Joules: a machine draws its idle watts while no iteration runs, its prompt watts in every iteration that holds a prompt,
 its token watts in iterations of decodes only (GPUs only: the peer knows no other watts). A request whose KV waits to
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from simulator.record import RunRecord, Series
 from simulator.splitwise import layout as at
-from simulator.splitwise.kernel import NEEDS_ROOM, OVERLOADED, advance, close_books
+from simulator.splitwise.kernel import NEEDS_BLOCKS, NEEDS_SLOTS, OVERLOADED, advance, close_books
 from simulator.splitwise.machines import (
     STEP_KNOTS_TOKENS,
     SplitwiseFleet,
@@ -37,7 +38,7 @@ LATE_RATIO = 2.5
 """A request is late after so many times the seconds it would take alone on the fleet's slowest machine."""
 
 _FIRST_SLOTS = 4096
-_SPARE_BLOCKS = 64
+_SPARE_BLOCKS = 16
 _SAMPLES = 256
 _LARGEST_MACHINES = 32_767
 _LARGEST_TOKENS = 10**9
@@ -111,8 +112,8 @@ def run_splitwise(
     parts = _parts(fleet, requests, stop_when_overloaded=stop_when_overloaded, series_bins=series_bins)
     world = at.world_of(parts)
     code = advance(world)
-    while code == NEEDS_ROOM:
-        parts = _with_more_room(parts)
+    while code in (NEEDS_SLOTS, NEEDS_BLOCKS):
+        parts = _with_more_slots(parts) if code == NEEDS_SLOTS else _with_more_blocks(parts)
         world = at.world_of(parts)
         code = advance(world)
     close_books(world)
@@ -333,29 +334,34 @@ def _timely(fleet: SplitwiseFleet, requests: Requests, sample_at: at.Counts) -> 
     return timely
 
 
-def _with_more_room(parts: at.Parts) -> at.Parts:
-    """Double the room for requests in the system and for pending tasks; what is under way stays where it is."""
-    slots, blocks = len(parts.slot_counts), len(parts.blocks)
+def _with_more_slots(parts: at.Parts) -> at.Parts:
+    """Double the room for requests in the system; what is under way stays where it is."""
+    slots = len(parts.slot_counts)
     slot_counts = np.concatenate((parts.slot_counts, np.zeros_like(parts.slot_counts)))
     slot_counts[slots:, at.REQUEST] = at.NONE
     slot_counts[slots:, at.REQUEST_NEXT] = np.append(
         np.arange(slots + 1, 2 * slots), parts.counts[at.FREE_SLOT]
     )
     parts.counts[at.FREE_SLOT] = slots
+    return parts._replace(
+        slot_counts=slot_counts,
+        slot_reals=np.concatenate((parts.slot_reals, np.zeros_like(parts.slot_reals))),
+        moves=np.concatenate((parts.moves, np.zeros_like(parts.moves))),
+    )
+
+
+def _with_more_blocks(parts: at.Parts) -> at.Parts:
+    """Double the room for pending tasks; what is under way stays where it is."""
+    blocks = len(parts.blocks)
     block_rows = np.concatenate((parts.blocks, np.zeros_like(parts.blocks)))
     block_rows[blocks:, at.BLOCK_NEXT] = np.append(
         np.arange(blocks + 1, 2 * blocks), parts.counts[at.FREE_BLOCK]
     )
     parts.counts[at.FREE_BLOCK] = blocks
     parts.counts[at.BLOCKS_LEFT] += blocks
-    return parts._replace(
-        slot_counts=slot_counts,
-        slot_reals=np.concatenate((parts.slot_reals, np.zeros_like(parts.slot_reals))),
-        moves=np.concatenate((parts.moves, np.zeros_like(parts.moves))),
-        blocks=block_rows,
-        items=np.concatenate((parts.items, np.empty_like(parts.items))),
-        search=np.empty((2, 2 * blocks), dtype=np.int64),
-    )
+    items = np.empty((2 * blocks, at.BLOCK_ITEMS), dtype=np.int32)
+    items[:blocks] = parts.items
+    return parts._replace(blocks=block_rows, items=items, search=np.empty((2, 2 * blocks), dtype=np.int64))
 
 
 def _record(parts: at.Parts, *, stopped_early: bool) -> RunRecord:

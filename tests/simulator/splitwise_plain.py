@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_BATCH, MAX_BATCH_TOKENS, MAX_PREEMPTIONS, PROMPT_LIMIT = 512, 2048, 4, 8192
-BYTES_PER_S = 200 * 2**30
+from simulator.splitwise.machines import STEP_KNOTS_TOKENS, SplitwiseFleet, SplitwiseScheduler
+from solver.domain.trace import Requests
 
 
 @dataclass(eq=False)
@@ -60,11 +60,12 @@ class Request:
 @dataclass(eq=False)
 class Machine:
     number: int
-    knots: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    prompt_s: tuple[float, ...]
+    token_s: tuple[float, ...]
     capacity: int
     mem: int
     home: str
-    watts: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    watts: tuple[float, float, float]
     list_name: str = ""
     sched_mem: int = 0
     sched_pend: int = 0
@@ -88,7 +89,7 @@ class Machine:
         return request.prompt_task if here else request.token_task
 
 
-def at(knots: tuple[float, ...], values: tuple[float, ...], q: float) -> float:
+def at(knots: tuple[int, ...], values: tuple[float, ...], q: float) -> float:
     i = min(max(sum(x < q for x in knots), 1), len(knots) - 1)
     slope = (values[i] - values[i - 1]) / (knots[i] - knots[i - 1])
     return slope * (q - knots[i - 1]) + values[i - 1]
@@ -97,9 +98,9 @@ def at(knots: tuple[float, ...], values: tuple[float, ...], q: float) -> float:
 class Plain:
     """One run; `run` returns the requests."""
 
-    def __init__(self, machines: list[Machine], *, token_jsq: bool) -> None:
+    def __init__(self, machines: list[Machine], fleet: SplitwiseFleet) -> None:
         self.machines = machines
-        self.token_jsq = token_jsq
+        self.fleet = fleet
         self.lists: dict[str, list[Machine]] = {"prompt": [], "mixed": [], "token": []}
         for machine in machines:
             machine.list_name = machine.home
@@ -113,7 +114,7 @@ class Plain:
     def run(self, requests: list[Request]) -> None:
         for request in requests:
             self.push(request.arrival, 0, request)
-        while self.events:
+        while any(self.changes_something(*event) for event in self.events):
             self.now, kind, number, what = heapq.heappop(self.events)
             if kind == 0:
                 self.route(what)
@@ -123,6 +124,13 @@ class Plain:
             elif what.event == number:
                 self.end_iteration(what)
 
+    @staticmethod
+    def changes_something(_time: float, kind: int, number: int, what: Any) -> bool:
+        """Whether an event is more than one more try to start a transfer, or the old end of an iteration cut short."""
+        if kind == 1:
+            return bool(what[0] == "end")
+        return kind == 0 or bool(what.event == number)
+
     def push(self, time: float, kind: int, what: Any) -> int:
         number = next(self.count)
         heapq.heappush(self.events, (time, kind, number, what))
@@ -131,7 +139,7 @@ class Plain:
     # 4.3
     def route(self, request: Request) -> None:
         kv_prompt, kv_token = request.prompt_task.memory, request.token_task.memory
-        if self.token_jsq:
+        if self.fleet.scheduler is SplitwiseScheduler.TOKEN_JSQ:
             target = min(self.machines, key=lambda machine: machine.sched_pend)
             target.sched_pend += request.prompt + 1
             source = destination = target
@@ -155,7 +163,7 @@ class Plain:
         for name in ("prompt", "mixed"):
             if source is None and lists[name]:
                 best = min(lists[name], key=lambda machine: machine.sched_pend)
-                if not (best.pending and best.sched_pend + request.prompt > PROMPT_LIMIT):
+                if not (best.pending and best.sched_pend + request.prompt > self.fleet.prompt_limit_tokens):
                     source = best
         for name in ("token", "mixed"):
             if destination is None and lists[name]:
@@ -196,9 +204,14 @@ class Plain:
                 self.start_iteration(machine)
             return
         decodes = sum(not t.is_prompt for t in machine.batch)
-        fits = len(machine.batch) < MAX_BATCH and machine.batch_tokens + task.tokens <= MAX_BATCH_TOKENS
+        fits = (
+            len(machine.batch) < self.fleet.max_batch
+            and machine.batch_tokens + task.tokens <= self.fleet.max_batch_tokens
+        )
         displaces = task.is_prompt and decodes > 0
-        displaces = displaces and machine.batch_tokens - decodes + request.prompt <= MAX_BATCH_TOKENS
+        displaces = (
+            displaces and machine.batch_tokens - decodes + request.prompt <= self.fleet.max_batch_tokens
+        )
         if fits or displaces:
             self.cut(machine)
 
@@ -231,7 +244,9 @@ class Plain:
         tokens, mem = 0, machine.mem
 
         def full(task: Task) -> bool:
-            return len(new) == MAX_BATCH or bool(new and tokens + task.tokens > MAX_BATCH_TOKENS)
+            return len(new) == self.fleet.max_batch or bool(
+                new and tokens + task.tokens > self.fleet.max_batch_tokens
+            )
 
         def take(task: Task) -> None:
             nonlocal tokens
@@ -240,7 +255,7 @@ class Plain:
             tokens += task.tokens
 
         for task in machine.pending:
-            if task.pre < MAX_PREEMPTIONS or full(task):
+            if task.pre < self.fleet.max_preemptions or full(task):
                 break
             if task.request.number in inside:
                 continue
@@ -267,7 +282,7 @@ class Plain:
                 if task.request.number not in inside:
                     take(task)
         for request in machine.requests:
-            if len(new) == MAX_BATCH:
+            if len(new) == self.fleet.max_batch:
                 break
             if request.number in inside:
                 continue
@@ -305,12 +320,11 @@ class Plain:
                 self.counters["moves_back"] += 1
             return
         prompts = [task for task in machine.batch if task.is_prompt]
-        knots, prompt_s, token_s = machine.knots
         if not prompts:
-            machine.d = at(knots, token_s, tokens)
+            machine.d = at(STEP_KNOTS_TOKENS, machine.token_s, tokens)
             machine.n = min(task.request.output - 1 - task.request.generated for task in machine.batch)
         else:
-            machine.d = at(knots, prompt_s, tokens)
+            machine.d = at(STEP_KNOTS_TOKENS, machine.prompt_s, tokens)
             if len(prompts) < len(machine.batch):
                 machine.d = 1.1 * machine.d
             machine.n = 1
@@ -371,7 +385,9 @@ class Plain:
         destination = request.token_at
         if destination.mem + request.memory <= destination.capacity:
             destination.mem += request.memory
-            self.push(self.now + request.kv * request.prompt / BYTES_PER_S, 1, ("end", request))
+            self.push(
+                self.now + request.kv * request.prompt / self.fleet.link_bytes_per_s, 1, ("end", request)
+            )
         else:
             self.counters["transfer_retries"] += 1
             self.push(self.now + 1.0, 1, ("start", request))
@@ -387,5 +403,49 @@ class Plain:
             if source.mem + source.pending[0].memory <= source.capacity:
                 self.start_iteration(source)
                 self.counters["source_wakeups"] += 1
-        elif len(source.batch) < MAX_BATCH and source.batch_tokens < MAX_BATCH_TOKENS and self.cut(source):
+        elif (
+            len(source.batch) < self.fleet.max_batch
+            and source.batch_tokens < self.fleet.max_batch_tokens
+            and self.cut(source)
+        ):
             self.counters["source_wakeups"] += 1
+
+
+def run_plain(fleet: SplitwiseFleet, requests: Requests) -> tuple[Plain, list[Request]]:
+    """Run the second implementation on what the kernel is given; requests that fit no machine are left out."""
+    machines: list[Machine] = []
+    for group in fleet.groups:
+        kind = group.machine
+        for _ in range(group.count):
+            machines.append(
+                Machine(
+                    number=len(machines),
+                    prompt_s=kind.step_times[fleet.model.name].prompt_s,
+                    token_s=kind.step_times[fleet.model.name].token_s,
+                    capacity=kind.memory_bytes,
+                    mem=fleet.model.weights_bytes,
+                    home=group.role.value,
+                    watts=(
+                        kind.gpus * kind.idle_w_per_gpu,
+                        kind.gpus * kind.prompt_w_per_gpu,
+                        kind.gpus * kind.token_w_per_gpu,
+                    ),
+                )
+            )
+    asked = [
+        Request(number, *row, fleet.model.kv_bytes_per_token)
+        for number, row in enumerate(
+            zip(
+                requests.arrival_s.tolist(),
+                requests.prompt_tokens.tolist(),
+                requests.output_tokens.tolist(),
+                strict=True,
+            )
+        )
+    ]
+    largest = max(machine.capacity for machine in machines) - fleet.model.weights_bytes
+    simulation = Plain(machines, fleet)
+    simulation.run(
+        [request for request in asked if request.kv * (request.prompt + request.output) <= largest]
+    )
+    return simulation, asked
