@@ -4,40 +4,57 @@ It exists so that the command, searches, sweeps and reports all run a scenario i
 simulation (`simulator`) and prints nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from simulator.fleet import Role
-from simulator.metrics import ClusterFigures
+import numpy as np
+
+from controller.cluster_fleet import (
+    ClusterCatalogues,
+    PoolInUse,
+    ResolvedCluster,
+    catalogues_for,
+    resolve,
+)
+from simulator.engine.run import simulate
+from simulator.fleet import QueueOrder
+from simulator.metrics import ClusterFigures, definitions, figures_of
 from simulator.record import RunRecord
-from simulator.scenario import Scenario
-from solver.domain.trace import Ints, Requests
+from simulator.scenario import SHIPPED_TRACE, Scenario
+from simulator.splitwise.machines import SplitwiseFleet
+from simulator.splitwise.run import simulate_splitwise
+from solver.domain.errors import InputError
+from solver.domain.trace import Ints, Labels, Requests, between, concatenate, scaled
+from telemetry.catalogue.read import find_model
+from telemetry.sources.traces.read import open_trace
+from telemetry.sources.traces.shipped import shipped_trace_path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolInUse:
-    """A pool as it was simulated, with names and sources; in the order of `RunRecord.pool_of_instance`."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TraceInUse:
+    """The requests of a scenario: cut, scaled, each with its model and its priority."""
 
     name: str
-    model: str
-    """As the scenario calls it."""
-    role: Role
-    gpu_type: str
-    gpus_per_instance: int
-    count: int
-    step_model: str
-    """Kind of the step model."""
-    provenance: str
-    """Where the times come from, in one line."""
-    known_error: str
-    """How far off they are known to be, in one line."""
-    price_usd_per_h: float | None
-    """Of one instance; None: not known."""
-    kv_capacity_tokens: int
-    """Of one instance."""
-    idle_w: float
-    """Of one instance."""
-    power_cap_w_per_gpu: float | None = None
+    sha256: str
+    dropped_rows: Mapping[str, int]
+    """Rows of the file that were left out, by reason."""
+    requests: Requests
+    model_of_request: Ints
+    """Index into the scenario's models."""
+    priority_of_request: Ints | None
+    """None: all alike."""
+    warm_up_s: float
+    """On the clock of the simulation."""
+
+    def faster(self, ratio: float) -> "TraceInUse":
+        """Return the same requests arriving ``ratio`` times as fast (common random numbers)."""
+        return replace(
+            self,
+            requests=scaled(self.requests, rate_ratio=ratio),
+            warm_up_s=self.warm_up_s / ratio,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,3 +89,234 @@ class SimulatedCluster:
     """Seconds of the engine alone, compiling included."""
     command: str
     """The command that was called, or empty."""
+
+
+def simulate_scenario(
+    scenario: Scenario,
+    *,
+    trace_file: str | Path | None = None,
+    trace_format: str | None = None,
+    catalogue_files: Sequence[Path] = (),
+    seed: int = 0,
+    stop_when_overloaded: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+    command: str = "",
+) -> SimulatedCluster:
+    """Run a scenario.
+
+    Parameters
+    ----------
+    trace_file
+        Wins over the scenario's own trace.
+    on_progress
+        Told now and then how many requests have arrived.
+
+    Raises
+    ------
+    InputError
+        For everything in the scenario, the catalogues or the trace that makes no sense.
+    """
+    began_s = time.monotonic()
+    catalogues = catalogues_for(scenario, catalogue_files)
+    trace = read_requests(scenario, catalogues, trace_file=trace_file, trace_format=trace_format, seed=seed)
+    cluster = resolve(scenario, catalogues, longest_prompt_tokens=int(trace.requests.prompt_tokens.max()))
+    engine_began_s = time.monotonic()
+    record = run_cluster(
+        cluster, trace, seed=seed, stop_when_overloaded=stop_when_overloaded, on_progress=on_progress
+    )
+    engine_s = time.monotonic() - engine_began_s
+    figures = judge(cluster, trace, record)
+    return SimulatedCluster(
+        scenario=scenario,
+        pools=cluster.pools,
+        models=cluster.models,
+        requests=trace.requests,
+        model_of_request=trace.model_of_request,
+        record=record,
+        figures=figures,
+        trace_name=trace.name,
+        trace_sha256=trace.sha256,
+        dropped_rows=trace.dropped_rows,
+        seed=seed,
+        step_model=", ".join(dict.fromkeys(pool.step_model for pool in cluster.pools)),
+        known_error="; ".join(dict.fromkeys(pool.known_error for pool in cluster.pools)),
+        definitions=definitions(tbt_per_output_token=cluster.tbt_per_output_token),
+        tbt_per_output_token=cluster.tbt_per_output_token,
+        wall_s=time.monotonic() - began_s,
+        engine_s=engine_s,
+        command=command,
+    )
+
+
+def run_cluster(
+    cluster: ResolvedCluster,
+    trace: TraceInUse,
+    *,
+    seed: int = 0,
+    stop_when_overloaded: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> RunRecord:
+    """Let the engine of the scenario's step model serve the requests."""
+    if isinstance(cluster.fleet, SplitwiseFleet):
+        return simulate_splitwise(cluster.fleet, trace.requests, stop_when_overloaded=stop_when_overloaded)
+    return simulate(
+        cluster.fleet,
+        trace.requests,
+        model_of_request=trace.model_of_request,
+        priority_of_request=trace.priority_of_request,
+        seed=seed,
+        stop_when_overloaded=stop_when_overloaded,
+        on_progress=on_progress,
+    )
+
+
+def judge(cluster: ResolvedCluster, trace: TraceInUse, record: RunRecord) -> ClusterFigures:
+    """Form the figures of a run of the scenario."""
+    scenario = cluster.scenario
+    relative = scenario.slo.relative and cluster.alone is not None
+    return figures_of(
+        record,
+        trace.requests,
+        pools=[pool.name for pool in cluster.pools],
+        price_usd_per_h=[pool.price_usd_per_h for pool in cluster.pools],
+        watts_known=all(pool.idle_w is not None for pool in cluster.pools),
+        slo=scenario.slo,
+        alone=cluster.alone(trace.requests, trace.model_of_request)
+        if relative and cluster.alone is not None
+        else None,
+        warm_up_s=trace.warm_up_s,
+        tbt_per_output_token=cluster.tbt_per_output_token,
+        budget_w=scenario.power.budget_w,
+    )
+
+
+def read_requests(
+    scenario: Scenario,
+    catalogues: ClusterCatalogues,
+    *,
+    trace_file: str | Path | None = None,
+    trace_format: str | None = None,
+    seed: int = 0,
+) -> TraceInUse:
+    """Read the trace of a scenario, cut it, run its clock faster, and find each request's model and priority.
+
+    Raises
+    ------
+    InputError
+        If no trace is named, it is not sound, nothing is left of it, or its models or classes are not known.
+    """
+    choice = scenario.trace
+    named = choice.file if trace_file is None else trace_file
+    if named is None:
+        raise InputError(
+            "no trace is named",
+            where=scenario.place("trace.file"),
+            right=f"a trace file, {SHIPPED_TRACE!r}, or --trace FILE",
+        )
+    path = shipped_trace_path() if named == SHIPPED_TRACE else Path(named)
+    with open_trace(path, format=trace_format, seed=seed) as stream:
+        end_s = np.inf if choice.duration_s is None else choice.duration_s
+        requests = concatenate(between(chunk, -np.inf, end_s) for chunk in stream)
+        name, sha256, dropped = stream.name, stream.sha256, dict(stream.dropped)
+    if not len(requests):
+        raise InputError(
+            f"no request of {name} arrives in the first {choice.duration_s:g} s",
+            where=scenario.place("trace.duration_s"),
+            right="a longer duration_s",
+        )
+    if requests.arrival_s[-1] < choice.warm_up_s:
+        raise InputError(
+            f"the last request of {name} arrives at {requests.arrival_s[-1]:g} s",
+            where=scenario.place("trace.warm_up_s"),
+            right="a shorter warm-up",
+        )
+    model_of_request = _models(scenario, catalogues, requests.model, len(requests), name)
+    priority_of_request = _priorities(scenario, requests.request_class, name)
+    served = Requests(
+        arrival_s=requests.arrival_s,
+        prompt_tokens=requests.prompt_tokens,
+        output_tokens=requests.output_tokens,
+        blocks=requests.blocks if scenario.links.prefix_cache_blocks else None,
+    )
+    if scenario.links.prefix_cache_blocks and requests.blocks is None:
+        raise InputError(
+            f"{name} carries no prefix blocks",
+            where=scenario.place("kv.prefix_cache_blocks"),
+            right="0, or a trace with block hashes (Mooncake)",
+        )
+    trace = TraceInUse(
+        name=name,
+        sha256=sha256,
+        dropped_rows=dropped,
+        requests=served,
+        model_of_request=model_of_request,
+        priority_of_request=priority_of_request,
+        warm_up_s=choice.warm_up_s,
+    )
+    return trace if choice.scale == 1.0 else trace.faster(choice.scale)
+
+
+def _models(
+    scenario: Scenario,
+    catalogues: ClusterCatalogues,
+    column: Labels | None,
+    total: int,
+    trace: str,
+) -> Ints:
+    """Find the model of each request; a scenario of one model serves all, whatever the trace calls it."""
+    models = scenario.models
+    if len(models) == 1:
+        return np.zeros(total, dtype=np.int64)
+    if column is None:
+        raise InputError(
+            f"{trace} does not say which of the {len(models)} models a request is for",
+            where=scenario.place("models"),
+            right="a trace with a column 'model', or one model",
+        )
+    index = {model.name: m for m, model in enumerate(models)}
+    by_shape: dict[str, list[int]] = {}
+    for m, model in enumerate(models):
+        by_shape.setdefault(_catalogue_name(catalogues, model.model), []).append(m)
+    table = np.zeros(len(column.names), dtype=np.int64)
+    asked = set(np.unique(column.codes).tolist())
+    for code, name in enumerate(column.names):
+        same = by_shape.get(_catalogue_name(catalogues, name), []) if name not in index else []
+        if name in index:
+            table[code] = index[name]
+        elif len(same) == 1:
+            table[code] = same[0]
+        elif code in asked:
+            raise InputError(
+                f"{trace} asks for model {name!r}",
+                where=scenario.place("models"),
+                right=f"only {', '.join(index)}",
+            )
+    found: Ints = table[column.codes]
+    return found
+
+
+def _catalogue_name(catalogues: ClusterCatalogues, name: str) -> str:
+    """Return a model's own name for any of its aliases; the name itself where none is known."""
+    try:
+        return find_model(catalogues.models, name).name
+    except InputError:
+        return name
+
+
+def _priorities(scenario: Scenario, column: Labels | None, trace: str) -> Ints | None:
+    if scenario.scheduler.order is not QueueOrder.PRIORITY:
+        return None
+    where = scenario.place("scheduler.priorities" if scenario.priorities else "scheduler.order")
+    if column is None:
+        raise InputError(f"{trace} carries no classes", where=where, right="a trace with a column 'class'")
+    levels = []
+    for name in column.names:
+        level = scenario.priorities.get(name)
+        if level is None:
+            if scenario.priorities or not name.isdecimal():
+                known = ", ".join(scenario.priorities) or "whole numbers"
+                raise InputError(f"{trace} has a class {name!r}", where=where, right=f"classes {known}")
+            level = int(name)
+        levels.append(level)
+    found: Ints = np.array(levels, dtype=np.int64)[column.codes]
+    return found

@@ -91,8 +91,9 @@ class PoolFigures:
     name: str
     utilisation_ratio: float | None
     """Share of the up time in which an iteration ran; None: never up."""
-    energy_j: float
-    idle_j: float
+    energy_j: float | None
+    """None: watts are not known."""
+    idle_j: float | None
     cost_usd: float | None
     """Up time times price; None: no price."""
     prompt_tokens: float
@@ -133,8 +134,9 @@ class ClusterFigures:
     """Completed requests that count, per second from the end of the warm-up to the last completion."""
     output_tokens_per_s: float | None
     pools: tuple[PoolFigures, ...]
-    power: PowerFigures
-    energy_j: float
+    power: PowerFigures | None
+    """None, as all joules: the watts of a pool are not known."""
+    energy_j: float | None
     energy_j_per_output_token: float | None
     cost_usd: float | None
     """None: a pool without a price."""
@@ -189,6 +191,7 @@ def figures_of(
     alone: Alone | None = None,
     warm_up_s: float = 0.0,
     tbt_per_output_token: bool = False,
+    watts_known: bool = True,
     budget_w: float | None = None,
 ) -> ClusterFigures:
     """Judge a run.
@@ -203,6 +206,8 @@ def figures_of(
         In simulated seconds.
     tbt_per_output_token
         Divide by output tokens instead of the gaps between them, as the phase-splitting peer does.
+    watts_known
+        False: the record's joules mean nothing, and no figure of power or energy is given.
     """
     slo = Slo() if slo is None else slo
     counted: Flags = requests.arrival_s >= warm_up_s
@@ -219,7 +224,7 @@ def figures_of(
     all_tokens = output_tokens + int(requests.prompt_tokens[done].sum())
     energy_j = float(record.energy_j_of_instance.sum())
     pool_figures = tuple(
-        _pool(record, p, name, price)
+        _pool(record, p, name, price, watts_known=watts_known)
         for p, (name, price) in enumerate(zip(pools, price_usd_per_h, strict=True))
     )
     cost_usd = _sum_of_known([pool.cost_usd for pool in pool_figures])
@@ -244,9 +249,9 @@ def figures_of(
         requests_per_s=_ratio(float(used.sum()), window_s),
         output_tokens_per_s=_ratio(float(requests.output_tokens[used].sum()), window_s),
         pools=pool_figures,
-        power=_power(record, energy_j, budget_w),
-        energy_j=energy_j,
-        energy_j_per_output_token=_ratio(energy_j, output_tokens),
+        power=_power(record, energy_j, budget_w) if watts_known else None,
+        energy_j=energy_j if watts_known else None,
+        energy_j_per_output_token=_ratio(energy_j, output_tokens) if watts_known else None,
         cost_usd=cost_usd,
         cost_usd_per_million_tokens=None if cost_usd is None else _ratio(cost_usd * 1e6, output_tokens),
         cost_usd_per_million_tokens_in_and_out=None
@@ -336,7 +341,9 @@ def _judged(
     )
 
 
-def _pool(record: RunRecord, p: int, name: str, price_usd_per_h: float | None) -> PoolFigures:
+def _pool(
+    record: RunRecord, p: int, name: str, price_usd_per_h: float | None, *, watts_known: bool
+) -> PoolFigures:
     mine = record.pool_of_instance == p
     up_s, busy_s = float(record.up_s[mine].sum()), float(record.busy_s[mine].sum())
     series = record.series
@@ -344,8 +351,8 @@ def _pool(record: RunRecord, p: int, name: str, price_usd_per_h: float | None) -
     return PoolFigures(
         name=name,
         utilisation_ratio=_ratio(busy_s, up_s),
-        energy_j=float(record.energy_j_of_instance[mine].sum()),
-        idle_j=float(record.idle_j[mine].sum()),
+        energy_j=float(record.energy_j_of_instance[mine].sum()) if watts_known else None,
+        idle_j=float(record.idle_j[mine].sum()) if watts_known else None,
         cost_usd=None if price_usd_per_h is None else price_usd_per_h * up_s / 3600.0,
         prompt_tokens=float(record.prompt_tokens_done[mine].sum()),
         output_tokens=float(record.output_tokens_done[mine].sum()),

@@ -10,9 +10,11 @@ k_b), with W the mean stay of the requests that arrived in a part and B the mean
     delay growth   = (W_b - W_a) / (t_b - t_a)       seconds of delay per second
     backlog growth = (B_b - B_a) / (k_b - k_a)       requests left over per request
 
-Under a constant load of r times the capacity both tend to about r - 1 for r > 1, and to 0 for r < 1. The fleet *fell
-behind* between the parts if both are above `GROWTH` and the difference of the stays is larger than chance explains
-(three standard errors of its mean, with at least `FEWEST` requests in each part).
+Under a constant load of r times the capacity they tend to r - 1 and 1 - 1 / r for r > 1, and to 0 for r < 1. The fleet
+*fell behind* between the parts if both are above `GROWTH`, the difference of the stays is larger than chance explains
+(three standard errors of its mean, with at least `FEWEST` requests in each part), and it is more than a fleet that only
+fills up shows, whose steps get slower with the batch: either the earlier part began at least one mean stay after the
+first arrival, or the stay grew to `FILLING_RATIO` times what it was.
 
 - overloaded: the run was broken off, or the fleet fell behind from the second to the last quarter of the arrivals.
 - backlogged: not overloaded, but it fell behind between two neighbouring quarters, or in some sixteenth of the
@@ -32,6 +34,7 @@ GROWTH = 0.05
 FEWEST = 8
 """Requests that a part needs before its mean says anything."""
 STANDARD_ERRORS = 3.0
+FILLING_RATIO = 1.5
 QUARTERS = 4
 SIXTEENTHS = 16
 
@@ -65,11 +68,13 @@ def _fell_behind(record: RunRecord, requests: Requests, earlier: int, later: int
     error_s = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     backlog = record.backlog_at_arrivals
     more = backlog[_part(samples, QUARTERS, later)].mean() - backlog[_part(samples, QUARTERS, earlier)].mean()
+    settled = float(requests.arrival_s[first.start] - requests.arrival_s[0]) >= before.mean()
     requests_apart = total * (later - earlier) / QUARTERS
     return bool(
         longer_s > GROWTH * apart_s
         and more > GROWTH * requests_apart
         and longer_s > STANDARD_ERRORS * error_s
+        and (settled or after.mean() > FILLING_RATIO * before.mean())
     )
 
 
