@@ -1,16 +1,18 @@
 """Runs the reference runs of other simulators again and says how far each comes out from its recorded results.
 
 It exists because neither the readers nor the engines may know each other. Runs of splitwise-sim go to
-`simulator.splitwise`; the place where those of BLIS will go is `_simulated`.
+`simulator.splitwise`, those of BLIS to `simulator.blis`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from simulator.blis import FINISH_US, simulate_blis
+from simulator.fleet import RouterKind
 from simulator.golden import Agreement, compare_times
 from simulator.splitwise.machines import (
     MACHINES,
@@ -23,8 +25,17 @@ from simulator.splitwise.machines import (
 )
 from simulator.splitwise.run import run_splitwise
 from solver.domain.errors import InputError, Place
+from solver.domain.hardware import Precision
 from solver.domain.trace import Floats
-from telemetry.sources.golden import GoldenRun, SplitwiseSetup, read_golden_runs
+from solver.performance.protocol import ReplicaKind
+from solver.performance.roofline import Roofline
+from solver.performance.trained_physics import TrainedPhysics
+from telemetry.catalogue.read import find_model, read_gpus, read_models
+from telemetry.sources.golden import BlisSetup, GoldenRun, SplitwiseSetup, read_golden_runs
+
+BLIS_GPUS = {"A100": "A100-80-SXM", "H100": "H100-SXM", "L40S": "L40S"}
+BLIS_ROUTERS = {"round-robin": RouterKind.ROUND_ROBIN}
+"""Names that the peer uses, and ours. Other routers of the peer look at its own snapshots and are not reproduced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +93,42 @@ def _simulated(run: GoldenRun) -> _Simulated:
     """Run the engine that has the peer's rules."""
     if isinstance(run.setup, SplitwiseSetup):
         return _by_splitwise_rules(run, run.setup)
-    raise InputError(
-        f"a run of {run.peer} is not yet supported", where=run.source, right="runs of splitwise-sim"
+    return _by_blis_rules(run, run.setup)
+
+
+def _unknown_to_blis(run: GoldenRun, field: str, name: str, names: Mapping[str, object]) -> InputError:
+    return InputError(
+        f"unknown {field} {name!r}", where=Place(run.source, field=field), right=f"one of {', '.join(names)}"
+    )
+
+
+def _by_blis_rules(run: GoldenRun, setup: BlisSetup) -> _Simulated:
+    gpu = BLIS_GPUS.get(setup.hardware)
+    router = BLIS_ROUTERS.get(setup.routing)
+    if gpu is None:
+        raise _unknown_to_blis(run, "hardware", setup.hardware, BLIS_GPUS)
+    if router is None:
+        raise _unknown_to_blis(run, "routing", setup.routing, BLIS_ROUTERS)
+    models = read_models()
+    model = find_model(models, setup.model).name
+    kind = ReplicaKind(
+        model=model, gpu_type=gpu, gpus_per_replica=setup.tensor_parallel, precision=Precision.BF16.value
+    )
+    physics = TrainedPhysics(roofline=Roofline.of(kind, read_gpus()[gpu], models[model]))
+    record = simulate_blis(
+        physics,
+        run.requests,
+        instances=setup.instances,
+        max_batch=setup.max_batch,
+        max_batch_tokens=setup.max_batch_tokens,
+        router=router,
+    )
+    gaps = np.maximum(run.requests.output_tokens - 1, 1)
+    itl_mean_s = (record.e2e_s - FINISH_US * 1e-6 - record.ttft_s) / gaps
+    return _Simulated(
+        times_s={"ttft_s": record.ttft_s, "e2e_s": record.e2e_s, "itl_mean_s": itl_mean_s},
+        counters={},
+        end_time_s=record.end_time_s,
     )
 
 

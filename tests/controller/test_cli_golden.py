@@ -73,6 +73,15 @@ def test_runs_of_blis_are_read() -> None:
     assert run.itl_mean_s.mean() == pytest.approx(run.metrics["itl_mean_s"]["mean"])
 
 
+@pytest.mark.skipif(not (RECORDED / "golden_blis").is_dir(), reason=HERE)
+def test_every_request_of_the_recorded_blis_run_agrees() -> None:
+    (result,) = check_golden(RECORDED / "golden_blis")
+    assert result.agreement.met
+    assert result.agreement.requests == 2000
+    assert result.agreement.max_percentile_error_ratio is not None
+    assert result.agreement.max_percentile_error_ratio < 1e-6
+
+
 # -- a folder of our own ----------------------------------------------------------------------------------------------
 
 
