@@ -131,7 +131,7 @@ class ClusterFigures:
     queue_s: Distribution | None
     slo: SloFigures
     requests_per_s: float | None
-    """Completed requests that count, per second from the end of the warm-up to the last completion."""
+    """Completions per second while requests arrive: from the end of the warm-up to the last arrival."""
     output_tokens_per_s: float | None
     pools: tuple[PoolFigures, ...]
     power: PowerFigures | None
@@ -165,7 +165,7 @@ def definitions(*, tbt_per_output_token: bool = False) -> dict[str, str]:
         "percentiles": "numpy linear, over completed requests that arrived after the warm-up",
         "slo": "a rejected request counts as infinitely late; not met while a counted request is incomplete",
         "attainment_ratio": "share of completed requests inside the limits of all targets, percentiles left aside",
-        "throughput": "completed requests that count, per second from warm-up to last completion",
+        "throughput": "completions per second from warm-up to last arrival; of the whole run if all arrive at once",
         "utilisation": "share of a pool's up time in which an iteration ran",
         "power_w": "of all GPUs; p99 and max over means of bin_s seconds",
         "cost_usd_per_million_tokens": "cost of the whole run per million output tokens of completed requests",
@@ -219,7 +219,11 @@ def figures_of(
         SloMetric.E2E: record.e2e_s,
     }
     rejected: Flags = record.status == RequestStatus.REJECTED
-    window_s = record.end_time_s - warm_up_s
+    since_s, until_s = warm_up_s, float(requests.arrival_s[-1])
+    if until_s <= since_s:
+        until_s = record.end_time_s
+    ended_s = requests.arrival_s + record.e2e_s
+    timely = done & (ended_s >= since_s) & (ended_s <= until_s)
     output_tokens = int(requests.output_tokens[done].sum())
     all_tokens = output_tokens + int(requests.prompt_tokens[done].sum())
     energy_j = float(record.energy_j_of_instance.sum())
@@ -246,8 +250,8 @@ def figures_of(
         e2e_s=distribution(values[SloMetric.E2E][used]),
         queue_s=distribution(record.queue_s[used]),
         slo=_judged(slo, values, alone, requests, used=used, rejected=counted & rejected, counted=counted),
-        requests_per_s=_ratio(float(used.sum()), window_s),
-        output_tokens_per_s=_ratio(float(requests.output_tokens[used].sum()), window_s),
+        requests_per_s=_ratio(float(timely.sum()), until_s - since_s),
+        output_tokens_per_s=_ratio(float(requests.output_tokens[timely].sum()), until_s - since_s),
         pools=pool_figures,
         power=_power(record, energy_j, budget_w) if watts_known else None,
         energy_j=energy_j if watts_known else None,

@@ -5,7 +5,6 @@ codes mean the same everywhere: 0 done, 1 error in the input or the run, 2 wrong
 target, 4 stopped at the time limit.
 """
 
-import importlib
 import os
 import sys
 import time
@@ -14,35 +13,22 @@ from typing import NoReturn
 import click
 
 from controller.cli.answers import ballast_version
+from controller.cli.lazy import LazyGroup
 from solver.domain.errors import InputError
 
 COMMANDS = {
     "catalogue": "controller.cli.catalogue:catalogue",
+    "compare": "controller.cli.compare:compare",
     "demo": "controller.cli.demo:demo",
     "plan": "controller.cli.plan:plan",
+    "simulate": "controller.cli.simulate:simulate",
     "trace": "controller.cli.trace:trace",
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose members are imported when they are called for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Name the members without importing them."""
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import one member."""
-        target = COMMANDS.get(cmd_name)
-        if target is None:
-            return None
-        module, _, attribute = target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-
 @click.command(
     cls=LazyGroup,
+    members=COMMANDS,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,

@@ -1,0 +1,127 @@
+"""``ballast compare``: two answers side by side, with ratios.
+
+It exists because the question after a run is whether the other one was better. It compares whatever numbers two answers
+of one schema share, and knows none of them by name.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from controller.cli.options import common_options, output_option
+
+SCHEMA = "comparison/1"
+_NOT_COMPARED = ("schema", "version")
+
+
+@click.command()
+@click.argument("first", metavar="RUN", type=click.Path(dir_okay=False))
+@click.argument("second", metavar="RUN", type=click.Path(dir_okay=False))
+@click.option("--all", "show_all", is_flag=True, help="Show figures that are equal, too.")
+@common_options(output_option)
+def compare(first: str, second: str, show_all: bool, output: str) -> None:
+    """Put two answers (JSON of the same schema) side by side.
+
+    The ratio is second / first.
+
+    Example: ballast compare before.json after.json
+    """
+    from controller.cli.output import print_structured, print_table
+
+    answers = [_read(Path(name)) for name in (first, second)]
+    one, other = (dict(_values(answer, "")) for answer in answers)
+    schemas = [str(answer["schema"]) for answer in answers]
+    if schemas[0] != schemas[1]:
+        from solver.domain.errors import InputError, Place
+
+        raise InputError(
+            f"{schemas[1]!r}, and {first} is {schemas[0]!r}",
+            where=Place(second, field="schema"),
+            right="two answers of the same schema",
+        )
+    rows = [
+        {
+            "figure": name,
+            "first": one.get(name),
+            "second": other.get(name),
+            "ratio": _ratio(one.get(name), other.get(name)),
+        }
+        for name in dict.fromkeys((*one, *other))
+        if show_all or one.get(name) != other.get(name)
+    ]
+    if output != "table":
+        print_structured(
+            {
+                "schema": SCHEMA,
+                "of": schemas[0],
+                "first": first,
+                "second": second,
+                "figures": rows,
+            },
+            output,
+        )
+        return
+    if not rows:
+        click.echo(f"{first} and {second} say the same")
+        return
+    shown = [(row["figure"], *(_shown(row[key]) for key in ("first", "second", "ratio"))) for row in rows]
+    click.echo(f"first: {first}; second: {second}; ratio: second / first")
+    print_table("", ("figure", "first", "second", "ratio"), shown, right=(1, 2, 3))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import json
+
+    from solver.domain.errors import InputError, Place
+
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not UTF-8 (byte {error.start})", where=str(path), right="an answer in JSON"
+        ) from None
+    except json.JSONDecodeError as error:
+        where = Place(str(path), error.lineno)
+        raise InputError(f"not JSON: {error.msg}", where=where, right="an answer of -o json") from None
+    except RecursionError:
+        raise InputError("nested too deep", where=str(path), right="an answer of -o json") from None
+    if not isinstance(answer, dict) or not isinstance(answer.get("schema"), str):
+        raise InputError("has no schema", where=str(path), right="an answer of -o json")
+    return answer
+
+
+def _values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every figure with its path; members of a list go by their name where they have one."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if path or key not in _NOT_COMPARED:
+                yield from _values(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            name = inner.get("name", inner.get("target")) if isinstance(inner, dict) else None
+            yield from _values(inner, f"{path}.{index if name is None else name}")
+    else:
+        yield path, value
+
+
+def _ratio(first: Any, second: Any) -> float | None:
+    numbers = [
+        value for value in (first, second) if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    if len(numbers) < 2 or numbers[0] == 0:
+        return None
+    from controller.cli.answers import DIGITS
+
+    return float(f"{numbers[1] / numbers[0]:.{DIGITS}g}")
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str) and len(value) > 24:
+        return f"{value[:21]}..."
+    return None if value is None else str(value)
