@@ -36,8 +36,9 @@ check: setup  ## lint, formatting, types, import contracts, generated files
 bench: setup  ## print ratios against peers' methods (BENCH_JSON=file keeps them)
 	@$(BIN)/python -m benchmarks.run
 
-docs: setup  ## write docs/accuracy.md again from the measured tables in $(DATA)
+docs: setup  ## write docs/accuracy.md and docs/papers.md again from the measured tables and traces in $(DATA)
 	@$(BIN)/python -m benchmarks.accuracy --data $(DATA) --out docs/accuracy.md
+	@$(BIN)/python -m benchmarks.papers --data $(DATA) --out docs/papers.md
 
 lock: setup  ## lock the newest allowed versions again
 	@$(BIN)/python -m pip install --quiet uv
