@@ -42,6 +42,9 @@ TABLE_ERROR = (
 )
 Found = TypeVar("Found")
 
+OWN_TABLE_ERROR = (
+    "a table of your own, not judged here; watts and memory are the roofline's (docs/accuracy.md)"
+)
 _GENERAL_KINDS = (StepModelKind.TABLE_KV, StepModelKind.PHYSICS)
 
 
@@ -362,7 +365,9 @@ class _Lookup:
             )
         entry = self.at(path, lambda: self._book.entry(replica))
         if entry.measured and wanted is not StepModelKind.PHYSICS:
-            return StepModelKind.TABLE_KV, entry.performance, entry.provenance, TABLE_ERROR
+            shipped = isinstance(entry.performance, ProfileTable) and entry.performance.provenance in SHIPPED
+            error = TABLE_ERROR if shipped else OWN_TABLE_ERROR
+            return StepModelKind.TABLE_KV, entry.performance, entry.provenance, error
         if wanted is StepModelKind.TABLE_KV:
             raise InputError(
                 f"no table of {replica}",

@@ -46,7 +46,13 @@ _At_least_0 = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a n
 _Above_0 = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 _Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 _Count_or_0 = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
+_Instances = Annotated[int, Field(ge=1, le=32_767, description="a whole number from 1 to 32767")]
+_Gpus = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
+_Batch = Annotated[int, Field(ge=1, le=8192, description="a whole number from 1 to 8192")]
+_Tokens = Annotated[int, Field(ge=1, le=1 << 20, description="a whole number from 1 to 1048576")]
+_Blocks = Annotated[int, Field(ge=0, le=10_000_000, description="a whole number from 0 to 10000000")]
 _Text = Annotated[str, Field(min_length=1, description="a text")]
+_Name = Annotated[str, Field(pattern=r'^[^\s,"]+$', description="a name without spaces, commas and quotes")]
 _Flag = Annotated[bool, Field(description="true or false")]
 
 
@@ -55,7 +61,7 @@ class _Part(BaseModel):
 
 
 class _Model(_Part):
-    name: _Text
+    name: _Name
     model: _Text
     precision: _Text | None = Field(
         default=None, description="a precision as bf16 or fp8, or null for the model's own"
@@ -63,10 +69,10 @@ class _Model(_Part):
 
 
 class _Pool(_Part):
-    name: _Text
+    name: _Name
     gpu_type: _Text
-    gpus_per_instance: _Count
-    count: _Count
+    gpus_per_instance: _Gpus
+    count: _Instances
     role: Literal["prefill", "decode", "both", "mixed"] = Field(
         default="both", description="prefill, decode or both"
     )
@@ -87,10 +93,10 @@ class _StepModel(_Part):
 
 
 class _Scheduler(_Part):
-    max_batch: _Count = 512
-    max_batch_tokens: _Count = 2048
+    max_batch: _Batch = 512
+    max_batch_tokens: _Tokens = 2048
     chunked_prefill: _Flag = True
-    max_preemptions: _Count = 4
+    max_preemptions: _Batch = 4
     order: Literal["fcfs", "priority"] = Field(default="fcfs", description="fcfs or priority")
     priorities: dict[str, _Count_or_0] = Field(
         default_factory=dict, description="a whole number of at least 0 for each class, 0 served first"
@@ -101,20 +107,20 @@ class _Router(_Part):
     kind: Literal["round-robin", "random", "jsq", "mixed-pool", "least-kv", "prefix-aware"] = Field(
         default="jsq", description="one of round-robin, random, jsq, mixed-pool, least-kv, prefix-aware"
     )
-    prompt_limit_tokens: _Count = 8192
+    prompt_limit_tokens: _Tokens = 8192
 
 
 class _Kv(_Part):
     link_gib_per_s: _Above_0 = Field(default=200.0, description="a bandwidth above 0 (GiB/s)")
     contention: _Flag = True
     overlap: Literal["none", "layerwise"] = Field(default="layerwise", description="none or layerwise")
-    prefix_cache_blocks: _Count_or_0 = 0
-    block_tokens: _Count = 512
+    prefix_cache_blocks: _Blocks = 0
+    block_tokens: _Tokens = 512
 
 
 class _Reference(_Part):
     gpu_type: _Text
-    gpus: _Count
+    gpus: _Gpus
 
 
 class _Power(_Part):

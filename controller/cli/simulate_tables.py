@@ -115,4 +115,6 @@ def _print_totals(run: SimulatedCluster) -> None:
         parts.append(f"{figures.cost_usd_per_million_tokens:.2f} US$ per million output tokens")
     if figures.transfers:
         parts.append(f"{figures.transfers:,} transfers of {figures.transfer_bytes / 2.0**30:,.0f} GiB")
+    if figures.cached_tokens:
+        parts.append(f"{figures.cached_tokens:,.0f} prompt tokens found in prefix caches")
     _say("Totals", "; ".join(parts))
