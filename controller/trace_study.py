@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from controller.planning import explained
+from controller.rehearsal import RehearsedModel, rehearse
 from controller.trace_planning import (
     BuiltDemand,
     Catalogues,
@@ -28,6 +29,7 @@ from solver.domain.deadline import Deadline
 from solver.domain.demand import Demand, demand_of
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, ModelDemand, PlanStatus
 from solver.domain.slo import Slo
+from solver.domain.trace import scaled
 from solver.domain.trace_summary import TraceSummary
 from solver.gpu_mix.from_demand import LeftOut
 from solver.gpu_mix.prepare import serve_all
@@ -36,14 +38,17 @@ from solver.gpu_mix.solve import SolveOptions, bill
 from solver.gpu_mix.sound import SoundPlan
 from solver.gpu_mix.variations import on_one_type, only_models
 from solver.performance.capacity import MatrixRule
+from telemetry.sources.traces.read import read_trace
 
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SLO_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Factors on every limit of the SLO: below 1 is stricter."""
 ARRIVAL_WINDOW_S = 60.0
 LEAST_LIMIT_S = 0.05
-STEPS = 4 + len(RATE_FACTORS) + len(SLO_FACTORS)
+STEPS = 5 + len(RATE_FACTORS) + len(SLO_FACTORS)
 """How often `study_trace` reports a step."""
+LARGEST_REHEARSED = 5_000_000
+"""Requests of a trace up to which the plan is simulated with it."""
 
 Step = Callable[[str], None]
 """Told before each piece of work what it is."""
@@ -139,6 +144,8 @@ class TraceStudy:
     """Cost of the base problem if GPUs could be bought in fractions (linear relaxation)."""
     rates: tuple[Point, ...]
     slos: tuple[Point, ...]
+    rehearsal: tuple[RehearsedModel, ...]
+    """The base plan, simulated; empty without a plan, or for a trace of more than `LARGEST_REHEARSED` requests."""
     whole_catalogue: Point
     """The base question with every priced GPU type on offer; no single types."""
     options: SolveOptions
@@ -153,6 +160,24 @@ class TraceStudy:
     def plan(self) -> GpuMixPlan:
         """The base plan, explained."""
         return self.base.plan
+
+
+def _rehearsed(
+    path: str | Path,
+    base: Point,
+    question: TraceQuestion,
+    catalogues: Catalogues,
+    *,
+    requests: int,
+    seed: int,
+) -> tuple[RehearsedModel, ...]:
+    """Simulate the base plan on the trace."""
+    if base.plan.objective is None or requests > LARGEST_REHEARSED:
+        return ()
+    recorded = scaled(read_trace(path).requests, rate_ratio=question.rate_scale)
+    return rehearse(
+        base.settled.instance, base.plan, book=catalogues.book, slo=question.slo, recorded=recorded, seed=seed
+    )
 
 
 def study_trace(
@@ -200,8 +225,11 @@ def study_trace(
     whole = asker.point(asker.built(wide), wide, singles=False)
     rates = tuple(asker.rates(base, step))
     slos = tuple(asker.slos(base, step))
+    step("simulating the plan")
+    rehearsal = _rehearsed(path, base, question, catalogues, requests=summary.requests, seed=options.seed)
     step("writing")
     return TraceStudy(
+        rehearsal=rehearsal,
         question=question,
         trace_name=name,
         trace_sha256=sha256,

@@ -213,6 +213,24 @@ def demo_answer(study: "TraceStudy", out: Path, trace_kind: str, run: "Run") -> 
         "best_single_type_per_model_usd_per_h": _rounded(base.own_singles_usd_per_h),
         "fractional_usd_per_h": _rounded(study.fractional_usd_per_h),
         "whole_catalogue_usd_per_h": _rounded(study.whole_catalogue.sound_usd_per_h),
+        "rehearsal": [
+            {
+                "model": model.name,
+                "planned_rps": _rounded(model.planned_rps),
+                "recorded_rps": _rounded(model.recorded_rps),
+                "targets": [
+                    {
+                        "target": str(row.target),
+                        "predicted_s": _rounded(row.predicted_s),
+                        "simulated_planned_s": _rounded(row.planned_s),
+                        "simulated_recorded_s": _rounded(row.recorded_s),
+                    }
+                    for row in model.targets
+                ],
+                "met": model.met,
+            }
+            for model in study.rehearsal
+        ],
         "rates": [_point(point) for point in study.rates],
         "slos": [_point(point) for point in study.slos],
         "report": str(out),
@@ -289,7 +307,45 @@ def _print(study: "TraceStudy", out: Path, run: "Run") -> None:
                 f" {wide.sound_usd_per_h:.2f} US$/h on {', '.join(used)}; see the report before you trust it"
             )
     took = "" if run.wall_s is None else f" (took {run.wall_s:.1f} s)"
+    if study.rehearsal:
+        _print_rehearsal(study)
     click.echo(f"\nReport: {out}{took}")
+
+
+def _print_rehearsal(study: "TraceStudy") -> None:
+    """Put what was predicted beside what came out when the plan was simulated."""
+    from controller.cli.output import print_table
+
+    def shown(value: float | None) -> str | None:
+        return None if value is None else f"{value:.3f}"
+
+    rows = []
+    for model in study.rehearsal:
+        for row in model.targets:
+            limit_s = row.target.limit_s
+            met = row.recorded_s is not None and limit_s is not None and row.recorded_s <= limit_s
+            rows.append(
+                (
+                    model.name,
+                    row.target.key,
+                    f"{limit_s:g}",
+                    shown(row.predicted_s),
+                    shown(row.planned_s),
+                    shown(row.recorded_s),
+                    "met" if met else "missed",
+                )
+            )
+    print_table(
+        "The plan simulated, in seconds (planned load: Poisson arrivals; trace: as recorded)",
+        ("model", "target", "limit", "predicted", "planned load", "trace", ""),
+        rows,
+        right=(2, 3, 4, 5),
+    )
+    if any(row[-1] == "missed" for row in rows):
+        click.echo(
+            "  The recorded trace bunches more than Poisson arrivals within the planning window; plan it with a\n"
+            "  shorter window or more room: ballast plan gpus --trace ... --window-s 60 --headroom 0.2"
+        )
 
 
 def _print_savings(base: "Point") -> None:

@@ -83,6 +83,20 @@ def test_equal_runs_give_equal_bytes(
     assert (tmp_path / REPORT).read_bytes() == (folder / REPORT).read_bytes()
 
 
+def test_the_plan_is_simulated_and_stands_beside_its_prediction(
+    answered: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = answered
+    answer, page = json.loads(ran.stdout), (folder / REPORT).read_text(encoding="utf-8")
+    assert {model["model"] for model in answer["rehearsal"]} == set(answer["plan"]["replicas"])
+    for model in answer["rehearsal"]:
+        assert [row["target"].split("=")[0] for row in model["targets"]] == ["ttft_p99", "tbt_p99"]
+        for row in model["targets"]:
+            assert row["predicted_s"] > 0
+            assert row["simulated_planned_s"] > 0
+            assert f"{row['simulated_recorded_s']:.3f}" in page
+
+
 def test_best_single_type_is_the_cheapest_that_serves_all(
     answered: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

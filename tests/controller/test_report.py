@@ -24,6 +24,7 @@ SECTIONS = [
     "arrivals",
     "mix",
     "singles",
+    "rehearsal",
     "bound",
     "rate",
     "slo",
