@@ -3,7 +3,9 @@
 It exists because planner and simulator must charge the same seconds: whatever `PerformanceModel` the planner asks, the
 simulator tabulates. Exact for `Roofline` without sliding windows and up to ``EXACT_TOKENS`` new tokens per iteration,
 for `TrainedPhysics`, and for `ProfileTable` (its own straight lines); elsewhere linear between the points that are
-asked (tests state the error). Watts are asked at fewer points. It fits nothing.
+asked (tests state the error). Watts are asked at fewer points. A capped model keeps the form of the model it caps:
+exact without cached tokens, and with them where the chunk is a full one; a smaller chunk's attention is charged at the
+clock of a full one. It fits nothing.
 """
 
 import math
@@ -17,6 +19,7 @@ from simulator.step_table import PrefillForm, StepTable
 from solver.domain.errors import InputError
 from solver.domain.llm import ModelShape
 from solver.domain.trace import Floats
+from solver.performance.capped import PREFILL_CLOCK_SHARE, Capped, stretched
 from solver.performance.iteration import shared_s
 from solver.performance.profile_table import ProfileTable
 from solver.performance.protocol import PerformanceModel
@@ -49,21 +52,22 @@ def table_of(
     InputError, OutsideRangeError
         As the model's own methods, except that unknown watts give a table with ``watts_known`` False.
     """
-    if isinstance(model, ProfileTable) and model.prefill:
+    uncapped = model.model if isinstance(model, Capped) else model
+    if isinstance(uncapped, ProfileTable) and uncapped.prefill:
         # Differences reach beyond a chunk: keep the table's own last slope.
-        longest_step_tokens = max(longest_step_tokens, int(model.prefill[-1].new_tokens))
+        longest_step_tokens = max(longest_step_tokens, int(uncapped.prefill[-1].new_tokens))
     prompt_tokens = _prompt_points(longest_step_tokens)
     if isinstance(model, TrainedPhysics):
         form = _physics_prefill(model, longest_step_tokens)
-    elif isinstance(model, Roofline):
-        form = _roofline_prefill(model, prompt_tokens, longest_step_tokens)
+    elif isinstance(uncapped, Roofline | TrainedPhysics):
+        form = _additive_prefill(model, uncapped, prompt_tokens, longest_step_tokens)
     else:
         seconds = np.array([model.prefill_s(float(t)) for t in prompt_tokens])
         form = {
             "prefill_form": PrefillForm.DIFFERENCES,
             "prefill_s": np.interp(np.arange(longest_step_tokens + 1), prompt_tokens, seconds),
         }
-    knots = _kv_knots(model, kv_capacity_tokens)
+    knots = _kv_knots(uncapped, kv_capacity_tokens)
     decode_s, decode_slope_s = _over_batches(
         model.decode_iteration_s, _every_batch(model, max_batch), max_batch, knots
     )
@@ -82,7 +86,7 @@ def table_of(
         idle_w, watts_known = 0.0, False
         prefill_w = np.zeros(longest_step_tokens + 1)
         decode_j, decode_slope_j = np.zeros_like(decode_s), np.zeros_like(decode_s)
-    shared = model.base_s if isinstance(model, TrainedPhysics) else shared_s(model)
+    shared = uncapped.base_s if isinstance(uncapped, TrainedPhysics) else shared_s(model)
     return StepTable(
         **form,
         prefill_w=prefill_w,
@@ -115,7 +119,7 @@ def instance_kind(
         raise InputError(
             f"{model.kind}: the weights leave no room for KV cache", right="more or larger GPUs per instance"
         )
-    outside = isinstance(model, TrainedPhysics)
+    outside = isinstance(model.model if isinstance(model, Capped) else model, TrainedPhysics)
     gpus = model.kind.gpus_per_replica
     return InstanceKind(
         name=name,
@@ -149,6 +153,7 @@ def _prompt_points(longest: int) -> Floats:
 
 
 def _physics_prefill(model: TrainedPhysics, longest: int) -> dict[str, Any]:
+    """Take the terms as they stand: BLIS cuts to whole microseconds, so no rounding may come in."""
     tokens = np.arange(longest + 1, dtype=np.float64)
     return {
         "prefill_s": np.where(tokens > 0, model.base_s + model.prompt_token_s * tokens, 0.0),
@@ -158,30 +163,42 @@ def _physics_prefill(model: TrainedPhysics, longest: int) -> dict[str, Any]:
     }
 
 
-def _roofline_prefill(model: Roofline, points: Floats, longest: int) -> dict[str, Any]:
-    """Split a prefill into what depends on the new tokens and attention, max(u R, v A).
+def _additive_prefill(
+    model: PerformanceModel, uncapped: Roofline | TrainedPhysics, points: Floats, longest: int
+) -> dict[str, Any]:
+    """Split a prefill into what depends on the new tokens, prompts, and attention, max(u R, v A).
 
     A sliding window is credited to a prompt in one piece, as the model does, but not to the context of later chunks.
     """
-    unit = step_terms(
-        model.gpu,
-        model.model,
-        model.precision,
-        model.gpus,
-        new_tokens=0.0,
-        sequences=0.0,
-        kv_tokens=1.0,
-        pairs=1.0,
-        kv_element_bytes=model.kv_element_bytes,
-    )
-    context_s = unit.kv_s / model.coefficients.bandwidth_efficiency_ratio
-    pair_s = unit.pairs_s / model.coefficients.compute_efficiency_ratio
-    whole = np.array([model.prefill_s(float(t)) for t in points])
-    alone = whole - np.maximum(context_s * points, pair_s * points * points / 2.0)
+    clock = model.prefill_clock_ratio(float(longest)) if isinstance(model, Capped) else 1.0
+    whole_prompt = isinstance(uncapped, TrainedPhysics)
+    if isinstance(uncapped, TrainedPhysics):
+        factor = stretched(clock, PREFILL_CLOCK_SHARE)
+        context_s, pair_s, prompt_s = 0.0, uncapped.pair_s * factor, uncapped.prompt_s * factor
+    else:
+        unit = step_terms(
+            uncapped.gpu,
+            uncapped.model,
+            uncapped.precision,
+            uncapped.gpus,
+            new_tokens=0.0,
+            sequences=0.0,
+            kv_tokens=1.0,
+            pairs=1.0,
+            kv_element_bytes=uncapped.kv_element_bytes,
+        )
+        context_s = unit.kv_s / uncapped.coefficients.bandwidth_efficiency_ratio
+        pair_s = unit.pairs_s / uncapped.coefficients.compute_efficiency_ratio / clock
+        prompt_s = 0.0
+    seconds = np.array([model.prefill_s(float(t)) for t in points])
+    pairs = points * points * (1.5 if whole_prompt else 0.5)
+    alone = np.where(points > 0, seconds - prompt_s - np.maximum(context_s * points, pair_s * pairs), 0.0)
     return {
         "prefill_s": np.interp(np.arange(longest + 1), points, alone),
         "context_s": context_s,
         "pair_s": pair_s,
+        "prompt_s": prompt_s,
+        "whole_prompt_pairs": whole_prompt,
     }
 
 
