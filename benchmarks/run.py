@@ -1,4 +1,4 @@
-"""``make bench``: what the GPU-type solver must reach, side by side with peers' methods in one run.
+"""``make bench``: what solver and simulator must reach, side by side with peers' methods in one run.
 
 It exists because a ratio measured on one machine in one run means something where a time alone does not. It is not a
 test: nothing here fails a build, the table and ``BENCH_JSON`` say what was met.
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ import numpy as np
 
 from benchmarks.hundredths import solve_hundredths
 from benchmarks.instances import random_instance
+from benchmarks.results import Result, Setting, at_most, say
+from benchmarks.simulation import bench_simulation
 from benchmarks.slice_model import solve_slice_model
 from controller.cli.output import print_table
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
@@ -38,43 +40,6 @@ CHANGE_COST_USD_PER_GPU = 2.0
 """For starting and for stopping a GPU, in the stability run: about 16 minutes of the dearest one."""
 STEP_H = 0.25
 """Time between two plans of the stability run, and the horizon that change cost is spread over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One row of the table; ``ratio`` is the peer's value divided by ours where the peer has one."""
-
-    name: str
-    value: float
-    unit: str
-    peer_value: float | None = None
-    ratio: float | None = None
-    target: str = ""
-    met: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """How much to run, and where the public problems lie."""
-
-    data: Path
-    n_instances: int
-    quick: bool
-
-    @property
-    def gputype(self) -> Path:
-        """Folder of the public problems."""
-        return self.data / "gputype" / "instances"
-
-
-def at_most(name: str, value: float, unit: str, limit: float, **more: Any) -> Result:
-    """Return a row whose target is an upper limit."""
-    return Result(name=name, value=value, unit=unit, target=f"<= {limit:g}", met=bool(value <= limit), **more)
-
-
-def say(text: str) -> None:
-    """Show progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def solve(instance: GpuMixInstance, *, time_limit_s: float = 60.0) -> tuple[GpuMixPlan, float]:
@@ -350,6 +315,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Result]]] = {
     "stability": bench_stability,
     "hundredths": bench_hundredths,
     "slices": bench_slices,
+    "simulation": bench_simulation,
 }
 
 

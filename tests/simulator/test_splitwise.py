@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.splitwise_plain import run_plain
 from simulator.record import RequestStatus, RunRecord
 from simulator.splitwise import run as engine
 from simulator.splitwise.machines import (
@@ -31,7 +32,6 @@ from simulator.splitwise.machines import (
 from simulator.splitwise.run import LATE_RATIO, alone_s, run_splitwise, simulate_splitwise
 from solver.domain.errors import InputError
 from solver.domain.trace import Requests
-from tests.simulator.splitwise_plain import run_plain
 
 KNOTS = Path(__file__).resolve().parents[3] / "shared/data/sim/perf/splitwise_knots_tp8_full_precision.csv"
 BLOOM = MODELS["bloom-176b"]

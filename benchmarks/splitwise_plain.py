@@ -1,7 +1,7 @@
-"""A second, plain implementation of the phase-splitting peer's rules, with objects and lists, to test the kernel by.
+"""A second, plain implementation of the phase-splitting peer's rules, with objects and lists.
 
-It exists so that the compiled kernel has an opinion to agree with where no recorded result lies. Every rule is written
-down in the order and words of the rules (simulation reference, section 4), nothing is optimised: 100 times slower.
+It exists so that the compiled kernel has an opinion to agree with where no recorded result lies (tests use it), and a
+peer's method to be compared with. Every rule stands in the order of splitwise-sim's own; nothing is optimised.
 """
 
 import heapq
