@@ -17,6 +17,7 @@ from controller.splitwise_cluster import (
     splitwise_fleet_of,
 )
 from simulator.alone import alone_on
+from simulator.blis import in_microseconds
 from simulator.fleet import EventKind, Fleet, FleetEvent, InstanceKind, Pool, Role
 from simulator.metrics import Alone
 from simulator.scenario import Scenario, ScenarioPool, StepModelKind
@@ -28,6 +29,8 @@ from solver.domain.hardware import GpuType, parse_precision
 from solver.domain.llm import ModelShape
 from solver.domain.trace import Ints, Requests
 from solver.performance.book import PerformanceBook
+from solver.performance.capped import KNOWN_ERROR as CAP_ERROR
+from solver.performance.capped import capped
 from solver.performance.profile_table import ProfileTable
 from solver.performance.protocol import PerformanceModel, ReplicaKind
 from solver.performance.roofline import Roofline
@@ -45,7 +48,9 @@ Found = TypeVar("Found")
 OWN_TABLE_ERROR = (
     "a table of your own, not judged here; watts and memory are the roofline's (docs/accuracy.md)"
 )
-_GENERAL_KINDS = (StepModelKind.TABLE_KV, StepModelKind.PHYSICS)
+BLIS_ERROR = (
+    "BLIS's own rules and equation, in whole microseconds: equal to its recorded runs; against engines, "
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +101,8 @@ class ResolvedCluster:
     pools: tuple[PoolInUse, ...]
     alone: Callable[[Requests, Ints], Alone] | None
     """Latencies of requests (with the index of their model) alone on the reference instance; None: none is named."""
+    whole_us: bool = False
+    """The fleet counts in whole microseconds (`simulator.blis`)."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -276,7 +283,15 @@ class _Lookup:
             links=scenario.links,
             events=tuple(events),
         )
-        return ResolvedCluster(scenario=scenario, fleet=fleet, pools=tuple(used), alone=self.reference())
+        alone = self.reference()
+        whole_us = scenario.step_model.kind is StepModelKind.BLIS_COMPAT
+        return ResolvedCluster(
+            scenario=scenario,
+            fleet=in_microseconds(fleet) if whole_us else fleet,
+            pools=tuple(used),
+            alone=alone,
+            whole_us=whole_us,
+        )
 
     def events(self, kinds: list[InstanceKind]) -> list[FleetEvent]:
         found = []
@@ -333,8 +348,10 @@ class _Lookup:
         gpu = self._catalogues.gpus[replica.gpu_type]
         shape = self._catalogues.models[replica.model]
         if cap_w is not None and cap_w < gpu.tdp_w:
-            performance = self.capped(performance, gpu, cap_w, cap_path)
+            uncapped, limit_w = performance, cap_w
+            performance = self.at(cap_path, lambda: capped(uncapped, limit_w, gpu))
             provenance += f"; capped at {cap_w:g} W per GPU"
+            error += f"; {CAP_ERROR}"
         price = gpu.price_usd_per_h
         kind = self.at(
             path,
@@ -357,14 +374,14 @@ class _Lookup:
     ) -> tuple[StepModelKind, PerformanceModel, str, str]:
         """Choose the model of an instance: its kind, itself, where it comes from, how far off it is."""
         wanted = self._scenario.step_model.kind
-        if wanted is not None and wanted not in _GENERAL_KINDS:
+        if wanted is StepModelKind.FITTED:
             raise InputError(
-                f"{wanted} is not served by this command yet",
+                "fitted step models come in a later version",
                 where=self._scenario.place("step_model.kind"),
-                right=f"one of {StepModelKind.SPLITWISE_COMPAT}, {', '.join(_GENERAL_KINDS)}",
+                right="any other kind",
             )
         entry = self.at(path, lambda: self._book.entry(replica))
-        if entry.measured and wanted is not StepModelKind.PHYSICS:
+        if entry.measured and wanted in {None, StepModelKind.TABLE_KV}:
             shipped = isinstance(entry.performance, ProfileTable) and entry.performance.provenance in SHIPPED
             error = TABLE_ERROR if shipped else OWN_TABLE_ERROR
             return StepModelKind.TABLE_KV, entry.performance, entry.provenance, error
@@ -378,14 +395,10 @@ class _Lookup:
             replica, self._catalogues.gpus[replica.gpu_type], self._catalogues.models[replica.model]
         )
         provenance = "trained-physics equation and coefficients of BLIS; watts and memory from the roofline"
-        return StepModelKind.PHYSICS, TrainedPhysics(roofline=roofline), provenance, PHYSICS_ERROR
-
-    def capped(self, _model: PerformanceModel, gpu: GpuType, _cap_w: float, path: str) -> PerformanceModel:
-        raise InputError(
-            f"caps of {gpu.name} with measured or modelled step times come in a later version",
-            where=self._scenario.place(path),
-            right=f"no cap, or one of at least {gpu.tdp_w:g} W; step model splitwise-compat knows a capped H100",
-        )
+        physics = TrainedPhysics(roofline=roofline)
+        if wanted is StepModelKind.BLIS_COMPAT:
+            return wanted, physics, provenance, BLIS_ERROR + PHYSICS_ERROR
+        return StepModelKind.PHYSICS, physics, provenance, PHYSICS_ERROR
 
     # -- the reference instance
 

@@ -18,6 +18,7 @@ from controller.cluster_fleet import (
     catalogues_for,
     resolve,
 )
+from simulator.blis import at_microseconds, in_seconds
 from simulator.engine.run import simulate
 from simulator.fleet import QueueOrder
 from simulator.metrics import ClusterFigures, definitions, figures_of
@@ -139,7 +140,9 @@ def simulate_scenario(
         dropped_rows=trace.dropped_rows,
         seed=seed,
         step_model=", ".join(dict.fromkeys(pool.step_model for pool in cluster.pools)),
-        known_error="; ".join(dict.fromkeys(pool.known_error for pool in cluster.pools)),
+        known_error="; ".join(
+            dict.fromkeys(part for pool in cluster.pools for part in pool.known_error.split("; "))
+        ),
         definitions=definitions(tbt_per_output_token=cluster.tbt_per_output_token),
         tbt_per_output_token=cluster.tbt_per_output_token,
         wall_s=time.monotonic() - began_s,
@@ -159,15 +162,16 @@ def run_cluster(
     """Let the engine of the scenario's step model serve the requests."""
     if isinstance(cluster.fleet, SplitwiseFleet):
         return simulate_splitwise(cluster.fleet, trace.requests, stop_when_overloaded=stop_when_overloaded)
-    return simulate(
+    record = simulate(
         cluster.fleet,
-        trace.requests,
+        at_microseconds(trace.requests) if cluster.whole_us else trace.requests,
         model_of_request=trace.model_of_request,
         priority_of_request=trace.priority_of_request,
         seed=seed,
         stop_when_overloaded=stop_when_overloaded,
         on_progress=on_progress,
     )
+    return in_seconds(record) if cluster.whole_us else record
 
 
 def judge(cluster: ResolvedCluster, trace: TraceInUse, record: RunRecord) -> ClusterFigures:

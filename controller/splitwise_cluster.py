@@ -115,7 +115,7 @@ def _machine(scenario: Scenario, pool: ScenarioPool, gpu_type: GpuType, path: st
     capped = pool.power_cap_w_per_gpu is not None and pool.power_cap_w_per_gpu < gpu_type.tdp_w
     names = CAPPED_MACHINE_NAMES if capped else MACHINE_NAMES
     if gpu_type.name not in names:
-        what = f"a capped {gpu_type.name}" if capped else gpu_type.name
+        what = f"capped {gpu_type.name}" if capped else gpu_type.name
         field = "power_cap_w_per_gpu" if capped and gpu_type.name in MACHINE_NAMES else "gpu_type"
         raise _unknown(scenario, what, f"{path}.{field}", f"one of {', '.join(names)}")
     return MACHINES[names[gpu_type.name]]

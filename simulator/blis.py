@@ -79,8 +79,7 @@ def simulate_blis(
         router=Router(kind=router),
         links=Links(),
     )
-    whole_us = np.floor(requests.arrival_s * _US)
-    return in_seconds(simulate(fleet, requests.at_times(whole_us)))
+    return in_seconds(simulate(fleet, at_microseconds(requests)))
 
 
 def in_seconds(record: RunRecord) -> RunRecord:
@@ -105,3 +104,30 @@ def in_seconds(record: RunRecord) -> RunRecord:
             up=series.up,
         ),
     )
+
+
+def in_microseconds(fleet: Fleet) -> Fleet:
+    """Return a fleet of `physics` instances that counts in whole microseconds; run it with `at_microseconds`."""
+    return replace(
+        fleet,
+        kinds=tuple(
+            replace(
+                kind,
+                table=blis_table(kind.table),
+                accept_s=ACCEPT_US,
+                per_token_s=PER_TOKEN_US,
+                finish_s=FINISH_US,
+            )
+            for kind in fleet.kinds
+        ),
+        pools=tuple(
+            replace(pool, start_s=pool.start_s * _US, drain_s=pool.drain_s * _US) for pool in fleet.pools
+        ),
+        links=replace(fleet.links, bytes_per_s=fleet.links.bytes_per_s / _US),
+        events=tuple(replace(event, time_s=event.time_s * _US) for event in fleet.events),
+    )
+
+
+def at_microseconds(requests: Requests) -> Requests:
+    """Return the same requests at whole microseconds, cut as the peer cuts them."""
+    return requests.at_times(np.floor(requests.arrival_s * _US))

@@ -21,6 +21,7 @@ from solver.domain.slo import Slo, SloMetric, SloTarget
 from solver.domain.trace import Floats, Requests
 
 Flags = NDArray[np.bool_]
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,7 +378,9 @@ def _power(record: RunRecord, energy_j: float, budget_w: float | None) -> PowerF
         max_w=float(whole.max()),
         bin_s=series.bin_s,
         budget_w=budget_w,
-        over_budget_s=None if budget_w is None else float((whole > budget_w).sum()) * series.bin_s,
+        over_budget_s=None
+        if budget_w is None
+        else float((whole > budget_w * (1.0 + _ROUNDING)).sum()) * series.bin_s,
     )
 
 
