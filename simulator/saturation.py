@@ -10,6 +10,9 @@ k_b), with W the mean stay of the requests that arrived in a part and B the mean
     delay growth   = (W_b - W_a) / (t_b - t_a)       seconds of delay per second
     backlog growth = (B_b - B_a) / (k_b - k_a)       requests left over per request
 
+where the stay is taken both until the first token (which shows soonest that prompts queue) and until the last; either
+will do.
+
 Under a constant load of r times the capacity they tend to r - 1 and 1 - 1 / r for r > 1, and to 0 for r < 1. The fleet
 *fell behind* between the parts if both are above `GROWTH`, the difference of the stays is larger than chance explains
 (three standard errors of its mean, with at least `FEWEST` requests in each part), and it is more than a fleet that only
@@ -54,11 +57,15 @@ def _part(total: int, parts: int, number: int) -> slice:
 
 
 def _fell_behind(record: RunRecord, requests: Requests, earlier: int, later: int) -> bool:
+    return any(_grew(stay_s, record, requests, earlier, later) for stay_s in (record.ttft_s, record.e2e_s))
+
+
+def _grew(stay_s: Floats, record: RunRecord, requests: Requests, earlier: int, later: int) -> bool:
     total, samples = len(record), len(record.backlog_at_arrivals)
     if samples < QUARTERS:
         return False
     first, last = _part(total, QUARTERS, earlier), _part(total, QUARTERS, later)
-    before, after = (_known(record.e2e_s[part]) for part in (first, last))
+    before, after = (_known(stay_s[part]) for part in (first, last))
     if min(len(before), len(after)) < FEWEST:
         return False
     apart_s = float(np.mean(requests.arrival_s[last]) - np.mean(requests.arrival_s[first]))
