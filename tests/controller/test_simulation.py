@@ -1,5 +1,6 @@
 """Scenarios resolved and run, without the command around them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,53 @@ def test_what_the_splitting_peer_has_no_word_for_is_refused(
     chosen = scenario(tmp_path, **fields)
     with pytest.raises(InputError, match=said):
         resolve(chosen, catalogues_for(chosen), longest_prompt_tokens=10)
+
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared/data/sim/golden"
+MACHINES = {
+    "dgx-a100": ("A100-80-SXM", None),
+    "dgx-h100": ("H100-SXM", None),
+    "dgx-h100-pcap": ("H100-SXM", 490),
+}
+ROLES = {"prompt": "prefill", "token": "decode"}
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no recorded runs here")
+@pytest.mark.parametrize("run_id", ["AA45-25_conv70", "BH5_azconv_x1", "HHcap25-21_conv70"])
+def test_a_scenario_reaches_the_peer_s_percentiles_and_slowdowns(run_id: str, tmp_path: Path) -> None:
+    recorded = json.loads((GOLDEN / f"{run_id}.json").read_text())
+    pools = []
+    for p, group in enumerate(recorded["machine_order"]):
+        gpu_type, cap_w = MACHINES[group["machine"]]
+        role = ROLES.get(group.get("role", ""), "both")
+        pools.append(
+            {
+                "name": f"p{p}",
+                "gpu_type": gpu_type,
+                "gpus_per_instance": 8,
+                "count": group["count"],
+                "role": role,
+                "power_cap_w_per_gpu": cap_w,
+            }
+        )
+    percentiles = (50, 90, 99)
+    targets = [f"{metric}_p{p}=9x" for metric in ("ttft", "tbt", "e2e") for p in percentiles]
+    chosen = scenario(
+        tmp_path,
+        models=[{"name": "bloom", "model": "bigscience/bloom"}],
+        pools=pools,
+        step_model={"kind": "splitwise-compat"},
+        router={"kind": "mixed-pool" if recorded["scheduler"] == "mixed_pool" else "jsq"},
+        slo=",".join(targets),
+        reference_instance={"gpu_type": "A100-80-SXM", "gpus": 8},
+    )
+    figures = run(chosen, trace_file=GOLDEN / recorded["trace"]).figures
+    for metric, expected in recorded["metrics"].items():
+        found = getattr(figures, metric)
+        for name, value in expected.items():
+            assert getattr(found, name) == pytest.approx(value, rel=1e-9), (metric, name)
+    assert figures.end_time_s == pytest.approx(recorded["end_time_s"], rel=1e-12)
+    slowdowns = [
+        value for metric in ("ttft", "tbt", "e2e") for value in recorded["slowdown_p50_p90_p99"][metric]
+    ]
+    assert [check.value for check in figures.slo.checks] == pytest.approx(slowdowns, abs=6e-4)
