@@ -4,10 +4,19 @@ It exists as the one place with the rules of batching (docs/simulation.md states
 
 - chunked prefill: every iteration runs all decodes and fills the rest of ``max_batch_tokens`` with prompt chunks, the
   prompt under way first, then first come first served; at most one prompt is under way at a time.
-- whole prompts: an iteration either takes prompts (up to ``max_batch_tokens``, the first always) or runs all decodes.
+- whole prompts: an iteration either takes prompts (up to ``max_batch_tokens``, the first always; a later one counts
+  with its cached part) or runs all decodes.
 - KV is reserved for a prompt when it is admitted and grows by one token per decode and iteration. If it runs out, the
   prompt under way, else the decode of the lowest priority admitted last, loses its KV and waits in front of the queue;
-  what it had generated stays and is processed again with its prompt.
+  what it had generated stays and is processed again with its prompt. Decodes that lost their KV ``max_preemptions``
+  times are spared while there are others.
+- An iteration begins in this order: a new speed takes effect; requests whose KV has arrived join; while there is not a
+  token of KV for every decode, one loses its KV, and then no waiting prompt is admitted this time; transfers get room;
+  the prompt under way goes on; prompts are admitted from the head of the queue (lowest class first) while the batch has
+  a place and tokens are left and the prompt, with a token for every decode, fits the KV cache: all of it if the batch
+  is empty, else all but ``watermark_ratio``. A head that does not fit holds up those behind it.
+- The prefix cache is looked up when a prompt is admitted: leading blocks that are there, at most the prompt and all but
+  one of the tokens to process, are skipped. Its blocks are kept once it is processed.
 
 A decode-only batch runs as one segment of k iterations until the first of: a sequence ends, KV runs out, the table's
 next knot, or something arrives that can join (`wake` cuts the segment then). With ``SINGLE_STEPS`` every segment has
@@ -23,7 +32,6 @@ from simulator.engine.layout import (
     AT_KNOT_J,
     AT_KNOT_S,
     BASE,
-    BLOCK_TOKENS,
     BOTH,
     BUSY_S,
     CACHE_BLOCKS,
@@ -114,8 +122,8 @@ from simulator.engine.layout import (
     WHOLE_PAIRS,
     World,
 )
-from simulator.engine.placement import blocks_of, to_list
-from simulator.engine.prefix_cache import cached_blocks, keep
+from simulator.engine.placement import blocks_of, cached_tokens, to_list
+from simulator.engine.prefix_cache import keep
 from simulator.engine.queues import (
     add_decode,
     first_waiting,
@@ -129,7 +137,14 @@ from simulator.engine.queues import (
     wait_in_front,
 )
 from simulator.engine.segments import iterations_until, many_s
-from simulator.engine.transfers import admit_incoming, expect_decode, forget_decode, hand_over, incoming_fits
+from simulator.engine.transfers import (
+    admit_incoming,
+    expect_decode,
+    forget_decode,
+    hand_over,
+    incoming_fits,
+    release_source,
+)
 
 COMPLETED, REJECTED = 1, 2
 NO_INSTANCE = 2
@@ -199,6 +214,15 @@ def join(w: World, i: int, slot: int) -> None:
     w.slot_reals[ENERGY_MARK_J, slot] = w.inst_reals[SEQUENCE_J, i]
     counts[KV_SUM, i] += slots[PROMPT, slot]
     add_decode(w, i, slot)
+
+
+@compiled
+def _join_ready(w: World, i: int) -> None:
+    """Let the requests decode whose KV has arrived, as far as the batch has places."""
+    counts = w.inst_counts
+    under_way = 0 if counts[PARTIAL, i] == NONE else 1
+    while counts[READY_HEAD, i] != NONE and counts[DECODES, i] + under_way < w.counts[MAX_BATCH]:
+        join(w, i, remove_ready(w, i))
 
 
 @compiled
@@ -312,8 +336,7 @@ def _admit(w: World, i: int, slot: int, now_s: float) -> None:
     if math.isnan(w.outcome[QUEUE_S, request]):
         w.outcome[QUEUE_S, request] = now_s - w.arrival_s[request]
     if w.counts[CACHE_BLOCKS] > 0:
-        hits = cached_blocks(w, i, blocks_of(w, request))
-        cached = min(hits * w.counts[BLOCK_TOKENS], slots[PROMPT, slot] - 1)
+        cached = cached_tokens(w, i, slot)
         slots[PROGRESS, slot] = cached
         counts[LOAD, i] -= cached
         w.reals[CACHED_TOKENS] += cached
@@ -329,13 +352,13 @@ def start(w: World, i: int, now_s: float) -> None:
         counts[NEXT_KIND, i] = NONE
     kind = counts[KIND, i]
     max_batch = w.counts[MAX_BATCH]
-    under_way = 0 if counts[PARTIAL, i] == NONE else 1
-    while counts[READY_HEAD, i] != NONE and counts[DECODES, i] + under_way < max_batch:
-        join(w, i, remove_ready(w, i))
+    _join_ready(w, i)
     preempted = False
     while counts[DECODES, i] > 0 and counts[KV_CAPACITY, i] - counts[KV_USED, i] < counts[DECODES, i]:
         _preempt(w, i)
         preempted = True
+        if counts[DECODES, i] == 0:  # those whose KV is here and found no place: nobody else would wake them
+            _join_ready(w, i)
     admit_incoming(w, i, now_s)
     decodes = counts[DECODES, i]
     chunked = w.counts[CHUNKED] == 1
@@ -447,14 +470,12 @@ def _end_prompt(w: World, i: int, slot: int, now_s: float) -> None:
     else:
         counts[HELD, i] += 1
         w.counts[WAITING_EVERYWHERE] += 1
-        if hand_over(w, slot):
-            wake(w, slots[DECODE_AT, slot], now_s)
-        else:
-            counts[HELD, i] -= 1
+        if not hand_over(w, slot):
+            release_source(w, slot)
             w.counts[WAITING_EVERYWHERE] -= 1
-            counts[KV_USED, i] -= slots[PROMPT, slot]
-            counts[ASSIGNED_KV, i] -= slots[PROMPT, slot]
             reject(w, slot, NO_INSTANCE)
+        elif slots[DECODE_AT, slot] != i:
+            wake(w, slots[DECODE_AT, slot], now_s)
 
 
 @compiled

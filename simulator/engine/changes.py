@@ -1,11 +1,15 @@
 """What happens to instances from outside: failure, drain, return, another speed.
 
 It exists so that capacity that comes and goes loses nothing silently: requests of a failed instance start again
-elsewhere (what was already generated stays and is processed with the prompt), KV under way is sent again if its source
-still holds it, and joules of a broken-off iteration are booked as idle. It decides nothing: events are inputs.
+elsewhere in the order of their arrival (what was already generated stays and is processed with the prompt), KV under
+way is sent again if its source still holds it, and joules of a broken-off iteration are booked as idle. A draining
+instance is off once no prompt, no decode and no KV to be moved is left on it or on its way to it. A new speed counts
+from the next iteration on, at once where none runs; memory stays. It decides nothing: events are inputs.
 """
 
 import math
+
+import numpy as np
 
 from simulator.compiled import compiled
 from simulator.engine.accounting import book, end_idle, end_up, touch
@@ -28,6 +32,7 @@ from simulator.engine.layout import (
     DECODING_SEGMENT,
     DOWN,
     DRAINING,
+    DRAINS,
     EGRESS_FREE_S,
     END,
     ENERGY_BIN,
@@ -68,10 +73,12 @@ from simulator.engine.layout import (
     READY_TAIL,
     REQUEST,
     ROLE,
+    SCHEDULED_S,
     SEGMENT_FIRST_J,
     SEGMENT_FIRST_S,
     SEGMENT_ITERATIONS,
     SEGMENT_KIND,
+    SEGMENT_SLOPE_J,
     SEGMENT_SLOPE_S,
     SEGMENT_START_S,
     SEQUENCE_J,
@@ -123,8 +130,12 @@ def _go_down(w: World, i: int, now_s: float) -> None:
     end_idle(w, i, now_s)
     end_up(w, i, now_s)
     counts = w.inst_counts
+    w.counts[DRAINS] -= counts[STATE, i] == DRAINING
     counts[STATE, i] = DOWN
     counts[SEGMENT_KIND, i] = IDLE
+    if counts[NEXT_KIND, i] != NONE:
+        counts[KIND, i] = counts[NEXT_KIND, i]
+        counts[NEXT_KIND, i] = NONE
     unschedule(w, i)
     set_timer(w, i, math.inf)
     if w.counts[CACHE_BLOCKS] > 0:
@@ -132,11 +143,14 @@ def _go_down(w: World, i: int, now_s: float) -> None:
 
 
 @compiled
-def end_drain(w: World, i: int, now_s: float) -> None:
-    """Switch a draining instance off once nothing is left on it or on its way to it."""
+def end_drains(w: World, now_s: float) -> None:
+    """Switch the draining instances off that have nothing left on them or on its way to them."""
     counts = w.inst_counts
-    if counts[STATE, i] == DRAINING and counts[LOAD, i] == 0 and counts[HELD, i] == 0:
-        _go_down(w, i, now_s)
+    if w.counts[DRAINS] == 0:
+        return
+    for i in range(counts.shape[1]):
+        if counts[STATE, i] == DRAINING and counts[LOAD, i] == 0 and counts[HELD, i] == 0:
+            _go_down(w, i, now_s)
 
 
 @compiled
@@ -157,7 +171,8 @@ def _break_off(w: World, i: int, now_s: float) -> None:
     if k > 0:
         pass_iterations(w, i, k, done_s)
     if now_s > done_s and reals[SEGMENT_FIRST_S, i] > 0.0:
-        watts = reals[SEGMENT_FIRST_J, i] / reals[SEGMENT_FIRST_S, i]
+        joules = reals[SEGMENT_FIRST_J, i] + k * reals[SEGMENT_SLOPE_J, i]
+        watts = joules / (reals[SEGMENT_FIRST_S, i] + k * reals[SEGMENT_SLOPE_S, i])
         joules = watts * (now_s - done_s)
         reals[ENERGY_J, i] += joules
         reals[IDLE_J, i] += joules
@@ -226,6 +241,7 @@ def fail(w: World, i: int, now_s: float) -> None:
             slots[VERSION, slot] += 1
             slots[DECODE_AT, slot] = NONE
             slots[STAGE, slot] = HELD_STAGE
+            w.slot_reals[SCHEDULED_S, slot] = now_s  # a second copy does not overlap with the prompt
     for row in (DECODES, KV_SUM, KV_USED, CHUNKS, HELD, READY, WAITING, LOAD, ASSIGNED_KV):
         counts[row, i] = 0
     for row in (PARTIAL, READY_HEAD, READY_TAIL, INCOMING_HEAD, INCOMING_TAIL):
@@ -236,7 +252,7 @@ def fail(w: World, i: int, now_s: float) -> None:
     w.inst_reals[EGRESS_FREE_S, i] = now_s
     w.inst_reals[INGRESS_FREE_S, i] = now_s
     _go_down(w, i, now_s)
-    for slot in range(slots.shape[1]):
+    for slot in np.argsort(slots[REQUEST]):
         if slots[STAGE, slot] == HELD_STAGE and slots[DECODE_AT, slot] == NONE:
             if hand_over(w, slot):
                 wake(w, slots[DECODE_AT, slot], now_s)
@@ -258,6 +274,7 @@ def fail(w: World, i: int, now_s: float) -> None:
                 reject(w, slot, NO_INSTANCE)
     for other in range(counts.shape[1]):  # what this set free elsewhere
         wake(w, other, now_s)
+    end_drains(w, now_s)
 
 
 @compiled
@@ -267,9 +284,10 @@ def drain(w: World, i: int, now_s: float) -> None:
         fail(w, i, now_s)
     elif w.inst_counts[STATE, i] == UP:
         w.inst_counts[STATE, i] = DRAINING
+        w.counts[DRAINS] += 1
         if w.drain_s[i] > 0.0:
             set_timer(w, i, now_s + w.drain_s[i])
-        end_drain(w, i, now_s)
+        end_drains(w, now_s)
 
 
 @compiled
@@ -286,6 +304,7 @@ def bring_up(w: World, i: int, now_s: float) -> None:
     """Start an instance that is down, or take a draining one back."""
     counts, reals = w.inst_counts, w.inst_reals
     if counts[STATE, i] == DRAINING:
+        w.counts[DRAINS] -= 1
         counts[STATE, i] = UP
         set_timer(w, i, math.inf)
     elif counts[STATE, i] == DOWN:

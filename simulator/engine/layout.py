@@ -172,8 +172,9 @@ RUN_REALS = 8
     SAMPLES,
     RANKS,
     WAITING_EVERYWHERE,
-) = range(27)
-RUN_COUNTS = 27
+    DRAINS,  # instances that are draining
+) = range(28)
+RUN_COUNTS = 28
 
 ROUND_ROBIN, RANDOM, JSQ, MIXED_POOL, LEAST_KV, PREFIX_AWARE = range(6)
 PROMPT_LIST, MIXED_LIST, TOKEN_LIST = range(3)

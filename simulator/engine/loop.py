@@ -1,8 +1,9 @@
 """The event loop: what happens next, until nothing does.
 
 Events are ordered by (time, priority, sequence): outside events, then timers, then arrivals, then ends of transfers,
-then ends of segments; the sequence is the order in which events were made. The loop can pause (for more slots, or after
-so many arrivals) and go on where it was, because all state lies in the `World`.
+then ends of segments; the sequence is the order in which events were made (timers: the order of the instances). It
+ends with the last request; outside events after that do not happen. The loop can pause (for more slots, or after so
+many arrivals) and go on where it was, because all state lies in the `World`.
 """
 
 import math
@@ -10,7 +11,7 @@ import math
 from simulator.compiled import compiled
 from simulator.engine.accounting import end_idle, end_up, touch
 from simulator.engine.batching import NO_INSTANCE, end_segment, enqueue, reject, wake
-from simulator.engine.changes import bring_up, change_kind, drain, end_drain, fail, timer
+from simulator.engine.changes import bring_up, change_kind, drain, end_drains, fail, timer
 from simulator.engine.layout import (
     CAP_EVENT,
     DECODE_AT,
@@ -36,7 +37,6 @@ from simulator.engine.layout import (
     PREFILL_AT,
     PROGRESS,
     PROMPT,
-    READY_STAGE,
     REQUEST,
     SAMPLES,
     SEGMENT_END_S,
@@ -51,8 +51,8 @@ from simulator.engine.layout import (
     World,
 )
 from simulator.engine.placement import model_of, place
-from simulator.engine.queues import append_ready, drop_first_move, take_slot
-from simulator.engine.transfers import release_source
+from simulator.engine.queues import drop_first_move, take_slot
+from simulator.engine.transfers import make_ready, release_source
 
 FINISHED, NEEDS_SLOTS, PAUSED, OVERLOADED = range(4)
 TOO_LONG = 1
@@ -127,13 +127,10 @@ def _end_move(w: World, now_s: float) -> None:
     touch(w, source, now_s)
     touch(w, target, now_s)
     release_source(w, slot)
-    slots[STAGE, slot] = READY_STAGE
-    w.served_by[1, slots[REQUEST, slot]] = target
-    w.counts[WAITING_EVERYWHERE] -= 1
-    append_ready(w, target, slot)
+    make_ready(w, target, slot)
     wake(w, target, now_s)
     wake(w, source, now_s)
-    end_drain(w, source, now_s)
+    end_drains(w, now_s)
 
 
 @compiled
@@ -188,8 +185,7 @@ def advance(w: World, until_arrival: int) -> int:
         if which == 4:
             i = w.instance_heap[0]
             end_segment(w, i, next_s)
-            if w.inst_counts[STATE, i] == DRAINING:
-                end_drain(w, i, next_s)
+            end_drains(w, next_s)
         elif which == 2:
             w.counts[NEXT_ARRIVAL] = arrival + 1
             _arrive(w, arrival, next_s)

@@ -1,8 +1,16 @@
 """Where a request goes: the routers.
 
 It exists so that each router is one function of the instances' state. Ties go to the instance that was created first.
-It moves no request. An instance can be chosen only while it is up and only if the request fits its KV cache; when none
-is up, one that is starting.
+It moves no request. An instance can be chosen only while it is up and only if the request fits its KV cache (on an
+instance that only prefills the prompt, elsewhere prompt and answer but for the last token); when there is none, one
+that is starting. Prompts go to pools that prefill (mixed-pool: to all), decodes stay or go to pools that only decode.
+
+- round-robin: the next of those that can be chosen; one turn per model for prompts, one for decodes.
+- random: any of those that can be chosen, by one number of the request for its prompt and one for its decode.
+- jsq: fewest outstanding tokens, that is prompt tokens not yet processed plus one per unfinished decode sent there.
+- least-kv: smallest (reserved KV tokens + outstanding tokens) / capacity.
+- prefix-aware: jsq, for prompts less the tokens that are cached there now.
+- mixed-pool: see `_mixed_pool`; without pools that only decode, and for decodes whose instance failed: jsq.
 """
 
 from simulator.compiled import compiled
@@ -62,12 +70,20 @@ def blocks_of(w: World, request: int) -> Counts:
 
 
 @compiled
+def cached_tokens(w: World, i: int, slot: int) -> int:
+    """Count the prompt tokens of a request that an instance has cached; one at least is left to process."""
+    request = w.slot_counts[REQUEST, slot]
+    tokens = cached_blocks(w, i, blocks_of(w, request)) * w.counts[BLOCK_TOKENS]
+    return int(min(tokens, w.prompt_tokens[request], w.slot_counts[PROMPT, slot] - 1))
+
+
+@compiled
 def _fits(w: World, slot: int, i: int, stays: bool) -> bool:
-    """Whether an instance can hold a request: to its end if it stays there, else its prompt."""
+    """Whether an instance can hold a request: to its end if it stays there (the last token is not cached)."""
     need = w.slot_counts[PROMPT, slot]
     if stays:
         request = w.slot_counts[REQUEST, slot]
-        need += w.output_tokens[request] - w.slot_counts[GENERATED, slot] - 1
+        need = w.prompt_tokens[request] + w.output_tokens[request] - 1
     return bool(need <= w.inst_counts[KV_CAPACITY, i])
 
 
@@ -80,8 +96,7 @@ def _score(w: World, slot: int, i: int) -> float:
         return float((kv_now(w, i, w.reals[NOW_S]) + counts[LOAD, i]) / counts[KV_CAPACITY, i])
     load = float(counts[LOAD, i])
     if router == PREFIX_AWARE and w.counts[CACHE_BLOCKS] > 0 and counts[ROLE, i] != DECODE:
-        blocks = blocks_of(w, w.slot_counts[REQUEST, slot])
-        load -= min(cached_blocks(w, i, blocks) * w.counts[BLOCK_TOKENS], w.slot_counts[PROMPT, slot] - 1)
+        load -= cached_tokens(w, i, slot)
     return load
 
 
@@ -183,10 +198,25 @@ def to_list(w: World, i: int, which: int) -> None:
 
 
 @compiled
+def _least_loaded(w: World, candidates: Counts, tokens: int, state: int) -> int:
+    """mixed-pool: argmin of LOAD over all instances in a state that can hold so many tokens."""
+    counts = w.inst_counts
+    best = NONE
+    for at in range(len(candidates)):
+        i = candidates[at]
+        if counts[STATE, i] == state and tokens <= counts[KV_CAPACITY, i]:
+            if best == NONE or counts[LOAD, i] < counts[LOAD, best]:
+                best = i
+    return int(best)
+
+
+@compiled
 def _mixed_pool(w: World, slot: int, candidates: Counts) -> bool:
     """Splitwise's two-level router (simulation reference, section 4.3); sets both places, False if none is up.
 
-    Pending tokens are LOAD, memory is ASSIGNED_KV, both kept as the paper's simulator does.
+    Pending tokens are LOAD, memory is ASSIGNED_KV, both kept as the paper's simulator does. A pool with both roles
+    belongs to the mixed list. Where the paper's rules test nothing, the request must still fit the KV cache, and an
+    instance that only starts is better than none.
     """
     counts = w.inst_counts
     request = w.slot_counts[REQUEST, slot]
@@ -217,12 +247,9 @@ def _mixed_pool(w: World, slot: int, candidates: Counts) -> bool:
             to_list(w, i, MIXED_LIST)
             decode = i
     if prefill == NONE or decode == NONE:
-        prefill = NONE
-        for at in range(len(candidates)):
-            i = candidates[at]
-            fits = counts[STATE, i] == UP and whole <= counts[KV_CAPACITY, i]
-            if fits and (prefill == NONE or counts[LOAD, i] < counts[LOAD, prefill]):
-                prefill = i
+        prefill = _least_loaded(w, candidates, whole, UP)
+        if prefill == NONE:
+            prefill = _least_loaded(w, candidates, whole, STARTING)
         decode = prefill
     w.slot_counts[PREFILL_AT, slot] = prefill
     w.slot_counts[DECODE_AT, slot] = decode

@@ -78,6 +78,7 @@ def simulate(
         If the fleet or the requests make no sense together.
     """
     _check(fleet, requests)
+    _check_columns(fleet, requests, model_of_request, priority_of_request)
     parts = _parts(
         fleet,
         requests,
@@ -135,8 +136,21 @@ def _check(fleet: Fleet, requests: Requests) -> None:
             " for prompts",
             right="max_batch_tokens above max_batch",
         )
-    if not fleet.links.bytes_per_s > 0.0:
-        raise InputError(f"a link of {fleet.links.bytes_per_s:g} bytes/s", right="a bandwidth above 0")
+    if not 0.0 <= scheduler.watermark_ratio < 1.0 or scheduler.max_preemptions < 0:
+        raise InputError(
+            f"watermark_ratio {scheduler.watermark_ratio:g} and max_preemptions {scheduler.max_preemptions}",
+            right="a watermark from 0 to below 1, and 0 preemptions or more",
+        )
+    links = fleet.links
+    if not links.bytes_per_s > 0.0:
+        raise InputError(f"a link of {links.bytes_per_s:g} bytes/s", right="a bandwidth above 0")
+    if links.prefix_cache_blocks < 0 or links.block_tokens < 1:
+        raise InputError(
+            f"a prefix cache of {links.prefix_cache_blocks} blocks of {links.block_tokens} tokens",
+            right="0 blocks or more of at least 1 token",
+        )
+    _check_pools(fleet)
+    most_tokens = max(kind.kv_capacity_tokens for kind in fleet.kinds)
     for kind in fleet.kinds:
         if kind.table.max_batch < scheduler.max_batch:
             raise InputError(
@@ -147,6 +161,73 @@ def _check(fleet: Fleet, requests: Requests) -> None:
             raise InputError(
                 f"{kind.name} has no room for KV cache", right="more or larger GPUs per instance"
             )
+        if not 0.0 <= kind.kv_bytes_per_token < math.inf:
+            raise InputError(
+                f"{kind.kv_bytes_per_token:g} bytes of KV cache per token for {kind.name}", right="0 or more"
+            )
+        if not _times_are_positive(kind.table, most_tokens):
+            raise InputError(
+                f"the step table of {kind.name} has iterations that take less than no time",
+                right="seconds that stay above 0 up to the KV capacity and for long prompts",
+            )
+
+
+def _times_are_positive(table: StepTable, most_tokens: int) -> bool:
+    """Whether no decode iteration up to a number of cached tokens ends before it began; long prompts take longer."""
+    knots = table.kv_knots_tokens
+    widths = np.diff(np.append(knots, max(float(most_tokens), float(knots[-1]))))
+    ends_s = table.decode_s + table.decode_slope_s * widths
+    lowest_s = min(float(table.decode_s[1:].min()), float(ends_s[1:].min()))
+    return bool(lowest_s > -1e-12 and table.prefill_s[-1] >= table.prefill_s[-2])
+
+
+def _check_pools(fleet: Fleet) -> None:
+    """Every index is one, every duration is one: kernels look nothing up twice."""
+    for pool in fleet.pools:
+        if pool.count < 0 or not 0 <= pool.kind < len(fleet.kinds) or not 0 <= pool.model < len(fleet.models):
+            raise InputError(
+                f"pool {pool.name}: {pool.count} instances of kind {pool.kind} for model {pool.model}",
+                right=f"a kind below {len(fleet.kinds)} and a model below {len(fleet.models)}, from 0",
+            )
+        for name, value_s in (("start_s", pool.start_s), ("drain_s", pool.drain_s)):
+            if not 0.0 <= value_s < math.inf:
+                raise InputError(f"pool {pool.name}: {name} {value_s:g}", right="0 or more seconds")
+    for event in fleet.events:
+        if not 0.0 <= event.time_s < math.inf:
+            raise InputError(f"an event at {event.time_s:g} s", right="0 or more seconds")
+        if not 0 <= event.pool < len(fleet.pools) or not 0 <= event.index < fleet.pools[event.pool].count:
+            raise InputError(
+                f"an event at {event.time_s:g} s for instance {event.index} of pool {event.pool}",
+                right="an instance that the fleet has, from 0",
+            )
+        if event.kind is EventKind.CAP and not 0 <= event.instance_kind < len(fleet.kinds):
+            raise InputError(
+                f"a cap at {event.time_s:g} s to kind {event.instance_kind}",
+                right=f"a kind below {len(fleet.kinds)}, from 0",
+            )
+
+
+def _check_columns(fleet: Fleet, requests: Requests, models: Ints | None, priorities: Ints | None) -> None:
+    """Columns beside the requests fit them."""
+    for name, column in (("model_of_request", models), ("priority_of_request", priorities)):
+        if column is not None and len(column) != len(requests):
+            raise InputError(
+                f"{name} has {len(column)} entries for {len(requests)} requests", right="one per request"
+            )
+    if models is not None and (models.min() < 0 or models.max() >= len(fleet.models)):
+        raise InputError(
+            f"model_of_request from {models.min()} to {models.max()}", right=f"0 to {len(fleet.models) - 1}"
+        )
+    blocks = requests.blocks
+    if blocks is not None and (
+        len(blocks.offsets) != len(requests) + 1
+        or blocks.offsets[0] < 0
+        or blocks.offsets[-1] > len(blocks.ids)
+        or np.any(np.diff(blocks.offsets) < 0)
+    ):
+        raise InputError(
+            "prefix blocks that do not match the requests", right="one rising offset per request"
+        )
 
 
 def _frozen(array: NDArray[Any], kind: Any) -> NDArray[Any]:

@@ -1,15 +1,18 @@
 """KV on its way from the instance that processed the prompt to the one that decodes.
 
 It exists because prefill and decode on separate machines pay for a copy of the cache. The prompt's KV is held at its
-source until it has arrived; room is reserved at the destination, first come first served, when an iteration ends there
-(at once if it idles), and then the transfer starts.
+source until it has arrived; room (the prompt and a token for every decode, at least one) is reserved at the
+destination, first come first served, when an iteration ends there (at once if it idles), and then the transfer starts.
+The destination is chosen when the prompt is done, unless the router did so before.
 Layer-wise overlap: a layer's KV may leave once the layer has processed the prompt, so a transfer of b bytes over a link
-of B bytes/s for a model of L layers, whose prompt was processed from s to e, ends at
+of B bytes/s for a model of L layers, whose prompt was admitted at s and which got room at e, ends at
 
     max(max(s + (e - s) / L, links free) + b / B,  e + b / (L B))
 
 and with no overlap at max(e, links free) + b / B. With contention a link out of or into an instance carries one
-transfer at a time (the same throughput as fair sharing, in order); without, it carries any number.
+transfer at a time (the same throughput as fair sharing, in order); without, it carries any number. If the destination
+fails, the KV is sent whole to another, from the moment of the failure on (s is then that moment), and the link out of
+the source stays taken until the void transfer would have ended. If the other is the source itself, nothing moves.
 """
 
 from simulator.compiled import compiled
@@ -36,6 +39,7 @@ from simulator.engine.layout import (
     NONE,
     PREFILL_AT,
     PROMPT,
+    READY_STAGE,
     REQUEST,
     SCHEDULED_S,
     STAGE,
@@ -43,10 +47,11 @@ from simulator.engine.layout import (
     TRANSFER_BYTES,
     TRANSFERS,
     VERSION,
+    WAITING_EVERYWHERE,
     World,
 )
 from simulator.engine.placement import decode_place
-from simulator.engine.queues import add_move, append, remove_first
+from simulator.engine.queues import add_move, append, append_ready, remove_first
 
 
 @compiled
@@ -104,6 +109,24 @@ def forget_decode(w: World, i: int, slot: int) -> None:
 
 
 @compiled
+def release_source(w: World, slot: int) -> None:
+    """The KV has arrived, or is void: its source need not hold it any longer."""
+    source = w.slot_counts[PREFILL_AT, slot]
+    w.inst_counts[HELD, source] -= 1
+    w.inst_counts[KV_USED, source] -= w.slot_counts[PROMPT, slot]
+    w.inst_counts[ASSIGNED_KV, source] -= w.slot_counts[PROMPT, slot]
+
+
+@compiled
+def make_ready(w: World, i: int, slot: int) -> None:
+    """The KV of a request is where it decodes: it joins the next iteration that has a place."""
+    w.slot_counts[STAGE, slot] = READY_STAGE
+    w.served_by[1, w.slot_counts[REQUEST, slot]] = i
+    w.counts[WAITING_EVERYWHERE] -= 1
+    append_ready(w, i, slot)
+
+
+@compiled
 def hand_over(w: World, slot: int) -> bool:
     """A prompt is done and decodes elsewhere: choose where, if need be, and move it; False if nobody can take it.
 
@@ -116,6 +139,12 @@ def hand_over(w: World, slot: int) -> bool:
             return False
         w.slot_counts[DECODE_AT, slot] = target
         expect_decode(w, target, slot)
+    source = w.slot_counts[PREFILL_AT, slot]
+    if target == source:
+        release_source(w, slot)
+        w.inst_counts[KV_USED, source] += w.slot_counts[PROMPT, slot]
+        make_ready(w, source, slot)
+        return True
     w.slot_counts[STAGE, slot] = HELD_STAGE
     append(w, target, INCOMING_HEAD, slot)
     return True
@@ -136,12 +165,3 @@ def admit_incoming(w: World, i: int, now_s: float) -> None:
         remove_first(w, i, INCOMING_HEAD)
         _start(w, head, now_s)
         head = w.inst_counts[INCOMING_HEAD, i]
-
-
-@compiled
-def release_source(w: World, slot: int) -> None:
-    """The KV has arrived, or is void: its source need not hold it any longer."""
-    source = w.slot_counts[PREFILL_AT, slot]
-    w.inst_counts[HELD, source] -= 1
-    w.inst_counts[KV_USED, source] -= w.slot_counts[PROMPT, slot]
-    w.inst_counts[ASSIGNED_KV, source] -= w.slot_counts[PROMPT, slot]
