@@ -2,8 +2,8 @@
 
 It exists because planner and simulator must charge the same seconds: whatever `PerformanceModel` the planner asks, the
 simulator tabulates. Exact for `Roofline` without sliding windows and up to ``EXACT_TOKENS`` new tokens per iteration,
-for `TrainedPhysics`, and for `ProfileTable` (its own straight lines); elsewhere linear between the points that are
-asked (tests state the error). Watts are asked at fewer points. A capped model keeps the form of the model it caps:
+for `TrainedPhysics`, `Fitted`, and `ProfileTable` (its own straight lines); elsewhere linear between the points that
+are asked (tests state the error). Watts are asked at fewer points. A capped model keeps the form of the model it caps:
 exact without cached tokens, and with them where the chunk is a full one; a smaller chunk's attention is charged at the
 clock of a full one. It fits nothing.
 """
@@ -20,6 +20,7 @@ from solver.domain.errors import InputError
 from solver.domain.llm import ModelShape
 from solver.domain.trace import Floats
 from solver.performance.capped import PREFILL_CLOCK_SHARE, Capped, stretched
+from solver.performance.fitted import Fitted
 from solver.performance.iteration import shared_s
 from solver.performance.profile_table import ProfileTable
 from solver.performance.protocol import PerformanceModel
@@ -59,7 +60,7 @@ def table_of(
     prompt_tokens = _prompt_points(longest_step_tokens)
     if isinstance(model, TrainedPhysics):
         form = _physics_prefill(model, longest_step_tokens)
-    elif isinstance(uncapped, Roofline | TrainedPhysics):
+    elif isinstance(uncapped, Roofline | TrainedPhysics | Fitted):
         form = _additive_prefill(model, uncapped, prompt_tokens, longest_step_tokens)
     else:
         seconds = np.array([model.prefill_s(float(t)) for t in prompt_tokens])
@@ -86,7 +87,7 @@ def table_of(
         idle_w, watts_known = 0.0, False
         prefill_w = np.zeros(longest_step_tokens + 1)
         decode_j, decode_slope_j = np.zeros_like(decode_s), np.zeros_like(decode_s)
-    shared = uncapped.base_s if isinstance(uncapped, TrainedPhysics) else shared_s(model)
+    shared = uncapped.base_s if isinstance(uncapped, TrainedPhysics | Fitted) else shared_s(model)
     return StepTable(
         **form,
         prefill_w=prefill_w,
@@ -119,7 +120,12 @@ def instance_kind(
         raise InputError(
             f"{model.kind}: the weights leave no room for KV cache", right="more or larger GPUs per instance"
         )
-    outside = isinstance(model.model if isinstance(model, Capped) else model, TrainedPhysics)
+    uncapped = model.model if isinstance(model, Capped) else model
+    accept_s, per_token_s, finish_s = (
+        (ACCEPT_S, PER_TOKEN_S, FINISH_S)
+        if isinstance(uncapped, TrainedPhysics)
+        else (uncapped.fit.accept_s if isinstance(uncapped, Fitted) else 0.0, 0.0, 0.0)
+    )
     gpus = model.kind.gpus_per_replica
     return InstanceKind(
         name=name,
@@ -135,9 +141,9 @@ def instance_kind(
         kv_bytes_per_token=shape.kv_bytes_per_token(),
         layers=shape.layers,
         price_usd_per_h=price_usd_per_h,
-        accept_s=ACCEPT_S if outside else 0.0,
-        per_token_s=PER_TOKEN_S if outside else 0.0,
-        finish_s=FINISH_S if outside else 0.0,
+        accept_s=accept_s,
+        per_token_s=per_token_s,
+        finish_s=finish_s,
         provenance=provenance,
         known_error=known_error,
     )
@@ -164,7 +170,7 @@ def _physics_prefill(model: TrainedPhysics, longest: int) -> dict[str, Any]:
 
 
 def _additive_prefill(
-    model: PerformanceModel, uncapped: Roofline | TrainedPhysics, points: Floats, longest: int
+    model: PerformanceModel, uncapped: Roofline | TrainedPhysics | Fitted, points: Floats, longest: int
 ) -> dict[str, Any]:
     """Split a prefill into what depends on the new tokens, prompts, and attention, max(u R, v A).
 
@@ -175,6 +181,9 @@ def _additive_prefill(
     if isinstance(uncapped, TrainedPhysics):
         factor = stretched(clock, PREFILL_CLOCK_SHARE)
         context_s, pair_s, prompt_s = 0.0, uncapped.pair_s * factor, uncapped.prompt_s * factor
+    elif isinstance(uncapped, Fitted):
+        factor = stretched(clock, PREFILL_CLOCK_SHARE)
+        context_s, pair_s, prompt_s = 0.0, uncapped.fit.prefill_pair_s * factor, 0.0
     else:
         unit = step_terms(
             uncapped.gpu,
@@ -222,7 +231,7 @@ def _every_batch(model: PerformanceModel, max_batch: int) -> Floats:
     if isinstance(model, ProfileTable) and model.decode:
         rows = {point.sequences for point in model.decode if 1.0 <= point.sequences <= max_batch}
         return np.array(sorted(rows | {1.0, float(max_batch)}))
-    if isinstance(model, TrainedPhysics):
+    if isinstance(model, TrainedPhysics | Fitted):
         return np.array([1.0, float(max_batch)]) if max_batch > 1 else np.ones(1)
     return np.arange(1.0, max_batch + 1.0)
 
