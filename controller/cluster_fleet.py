@@ -5,7 +5,7 @@ stands in. It runs nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from solver.domain.trace import Ints, Requests
 from solver.performance.book import PerformanceBook
 from solver.performance.capped import KNOWN_ERROR as CAP_ERROR
 from solver.performance.capped import capped
+from solver.performance.fitted import Fitted, StepFit
 from solver.performance.profile_table import ProfileTable
 from solver.performance.protocol import PerformanceModel, ReplicaKind
 from solver.performance.roofline import Roofline
@@ -38,6 +39,7 @@ from solver.performance.trained_physics import KNOWN_ERROR as PHYSICS_ERROR
 from solver.performance.trained_physics import TrainedPhysics
 from telemetry.catalogue.read import by_kind, find_gpu, find_model, read_gpus, read_models
 from telemetry.catalogue.read_profiles import SHIPPED, read_profiles
+from telemetry.sources.step_fits import read_step_fits
 
 TABLE_ERROR = (
     "the shipped tables on their own left-out runs: 1.2 % (prompt) and 0.5 % (decode) in the median; watts and memory"
@@ -86,6 +88,7 @@ class ClusterCatalogues:
     gpus: Mapping[str, GpuType]
     models: Mapping[str, ModelShape]
     tables: tuple[ProfileTable, ...]
+    fits: tuple[StepFit, ...] = ()
     kinds: dict[object, tuple[InstanceKind, StepModelKind]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -139,7 +142,31 @@ def catalogues_for(scenario: Scenario, files: Sequence[Path] = ()) -> ClusterCat
             where=scenario.place("step_model.table"),
             right=f"a profile file, or {' or '.join(Path(name).stem for name in SHIPPED)}",
         )
-    return read_cluster_catalogues(files, table=None if table is None or table in shipped else table)
+    known = read_cluster_catalogues(files, table=None if table is None or table in shipped else table)
+    fit = scenario.step_model.fit
+    return known if fit is None else replace(known, fits=read_step_fits(fit))
+
+
+def replicas_of(scenario: Scenario, catalogues: ClusterCatalogues) -> tuple[ReplicaKind, ...]:
+    """Name the kind of replica of each pool.
+
+    Raises
+    ------
+    InputError
+        As `resolve`.
+    """
+    lookup = _Lookup(scenario, catalogues, longest_prompt_tokens=1)
+    models = {model.name: model for model in scenario.models}
+    return tuple(
+        lookup.replica(
+            models[pool.model].model,
+            models[pool.model].precision,
+            pool.gpu_type,
+            pool.gpus_per_instance,
+            f"pools[{p}]",
+        )
+        for p, pool in enumerate(scenario.pools)
+    )
 
 
 def resolve(
@@ -375,11 +402,7 @@ class _Lookup:
         """Choose the model of an instance: its kind, itself, where it comes from, how far off it is."""
         wanted = self._scenario.step_model.kind
         if wanted is StepModelKind.FITTED:
-            raise InputError(
-                "fitted step models come in a later version",
-                where=self._scenario.place("step_model.kind"),
-                right="any other kind",
-            )
+            return self.fitted(replica)
         entry = self.at(path, lambda: self._book.entry(replica))
         if entry.measured and wanted in {None, StepModelKind.TABLE_KV}:
             shipped = isinstance(entry.performance, ProfileTable) and entry.performance.provenance in SHIPPED
@@ -399,6 +422,21 @@ class _Lookup:
         if wanted is StepModelKind.BLIS_COMPAT:
             return wanted, physics, provenance, BLIS_ERROR + PHYSICS_ERROR
         return StepModelKind.PHYSICS, physics, provenance, PHYSICS_ERROR
+
+    def fitted(self, replica: ReplicaKind) -> tuple[StepModelKind, PerformanceModel, str, str]:
+        fit = next((fit for fit in self._catalogues.fits if fit.kind == replica), None)
+        if fit is None:
+            raise InputError(
+                f"no fit of {replica}",
+                where=self._scenario.place("step_model.fit"),
+                right="a fit of it in that file (ballast simulate validate --calibrate makes them)",
+            )
+        roofline = Roofline.of(
+            replica, self._catalogues.gpus[replica.gpu_type], self._catalogues.models[replica.model]
+        )
+        model = Fitted(fit=fit, roofline=roofline)
+        provenance = f"fitted to {fit.source or 'requests'}; watts and memory from the roofline"
+        return StepModelKind.FITTED, model, provenance, fit.known_error
 
     # -- the reference instance
 

@@ -20,6 +20,7 @@ MISSED = 3
 COMMANDS = {
     "cluster": "controller.cli.simulate:cluster",
     "golden": "controller.cli.golden:golden",
+    "validate": "controller.cli.simulate_validate:validate",
 }
 
 
