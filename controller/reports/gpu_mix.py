@@ -13,8 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from controller.reports import gpu_mix_plots as plots
-from controller.reports.gpu_mix_plots import count_label, number, short_model, slo_label, variant_label
+from controller.reports.gpu_mix_plots import count_label, short_model, slo_label, variant_label
 from controller.reports.known_errors import CAPACITY, JUDGED_GPU_TYPES, STEP_TIMES, WATTS
+from controller.reports.svg import number
 from controller.trace_study import Point, TraceStudy, replicas_in_use
 from solver.domain.gpu_mix import PlanStatus
 from solver.performance.protocol import ReplicaKind

@@ -1,62 +1,29 @@
-"""Draws the plots of the GPU-mix report as SVG text; it is the only module that imports matplotlib.
+"""Draws the plots of the GPU-mix report as SVG text.
 
-It exists apart from the report so that nothing else pays for the import. It draws what a `TraceStudy` holds and
-decides nothing. Text stays text (searchable, small); it is measured in matplotlib's own font and shown in a narrower
-one, so it cannot overlap. Equal studies give equal bytes: ids come from a fixed salt, and no date is written.
+It exists apart from the report so that nothing else pays for importing matplotlib. It draws what a `TraceStudy` holds
+and decides nothing.
 """
 
 import math
-import re
 from collections.abc import Sequence
-from io import StringIO
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from controller.reports.svg import FAINT, INK, PALETTE, STYLE, Plot, number
 from controller.trace_study import ARRIVAL_WINDOW_S, Point, TraceStudy, replicas_in_use
 from solver.domain.gpu_mix import Variant
 from solver.domain.slo import Slo, SloMetric
 
-INK, FAINT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B8A800", "#555555")
-"""Okabe and Ito (2008), told apart with any colour vision; the yellow is darker so that it shows on white."""
 MODEL_SHADES = ("#33475b", "#a3b3c2", "#6f8396", "#cbd5de")
 LIGHTEST = {1: 0.45, 2: 0.2, 4: 0.0}
 """Share of white by GPUs per replica; larger replicas are darker still."""
-SANS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.labelsize": 9.5,
-    "axes.labelpad": 6.0,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "grid.color": GRID,
-    "legend.frameon": False,
-}
-WIDTH_IN = 10.0
 MOST_ARRIVAL_POINTS = 240
 LARGEST_PIE = 420.0
 CUT_AT = 3.0
@@ -80,13 +47,6 @@ def count_label(replicas: int, variant: Variant) -> str:
     return f"{replicas} × ({variant_label(variant)})"
 
 
-def number(value: float) -> str:
-    """Write a number of any size in at most four digits."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def colours(study: TraceStudy) -> dict[str, str]:
     """Give every GPU type on offer a colour."""
     names = [offer.name for offer in study.instance.gpu_types]
@@ -102,36 +62,6 @@ def shade(colour: str, gpus: int) -> tuple[float, float, float]:
         white = LIGHTEST.get(gpus, 0.1)
         mixed = rgb * (1 - white) + white
     return (float(mixed[0]), float(mixed[1]), float(mixed[2]))
-
-
-class _Plot:
-    """One figure on its way to SVG text."""
-
-    def __init__(self, name: str, height_in: float, says: str) -> None:
-        self.name = name
-        self.says = says
-        self.figure = Figure(figsize=(WIDTH_IN, height_in), layout=ConstrainedLayoutEngine(h_pad=0.08))
-        FigureCanvasSVG(self.figure)
-
-    def svg(self) -> str:
-        """Return the figure as one <svg> element with a spoken title, without anything that points elsewhere."""
-        buffer = StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        with rc_context({**STYLE, "svg.hashsalt": self.name, "svg.id": f"plot-{self.name}"}):
-            self.figure.savefig(buffer, format="svg", metadata=nothing)
-        text = buffer.getvalue()
-        text = text[text.index("<svg") :]
-        text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-        text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
-        text = re.sub(r'id="(?!plot-)([^"]+)"', rf'id="{self.name}-\1"', text)
-        text = re.sub(r"(url\(|href=\")#", rf"\1#{self.name}-", text)
-        text = text.replace("'DejaVu Sans'", SANS)
-        spoken = self.says.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-        opening = re.sub(r'\s(width|height)="[^"]*pt"', "", text[: text.index(">")])
-        return (
-            f'{opening} role="img" aria-label="{spoken}"><title>{spoken}</title>'
-            + text[text.index(">") + 1 :].rstrip()
-        )
 
 
 def _tokens_axes(axes: Axes) -> None:
@@ -153,7 +83,7 @@ def request_sizes(study: TraceStudy) -> str:
             f"Joint histogram of prompt and output tokens of {study.summary.requests:,} requests on logarithmic axes,"
             f" with {len(study.demand.buckets)} representative sizes as circles whose area is their rate"
         )
-        plot = _Plot("sizes", 4.2, says)
+        plot = Plot("sizes", 4.2, says)
         axes = plot.figure.add_subplot()
         # Whole octaves are too coarse and eighths are noisy where tokens are few: half octaves.
         per_octave = 2
@@ -206,7 +136,7 @@ def arrivals(study: TraceStudy) -> str:
         planned, mean = study.demand.rate_rps, study.summary.mean_rps
         p99 = counted.quantile_rps(0.99)
         says = f"Requests per second in windows of {window_s:g} seconds, planned rate {planned:.2f} requests per second"
-        plot = _Plot("arrivals", 2.7, says)
+        plot = Plot("arrivals", 2.7, says)
         axes = plot.figure.add_subplot()
         hours = len(shown) * window_s > 4 * 3600
         unit_s = 3600.0 if hours else 60.0
@@ -244,7 +174,7 @@ def routing(study: TraceStudy) -> str:
         columns = min(2, len(instance.models))
         rows = math.ceil(len(instance.models) / columns)
         says = "Request sizes of each model as pies: area is the rate, colours are the variants that serve it"
-        plot = _Plot("routing", 0.4 + 3.9 * rows, says)
+        plot = Plot("routing", 0.4 + 3.9 * rows, says)
         grid = plot.figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(instance.models) :]:
             axes.set_axis_off()
@@ -314,7 +244,7 @@ def singles(study: TraceStudy) -> str:
         rows = len(bars) + len(unable)
         says = "Cost in US dollars per hour: " + ", ".join(f"{label} {total}" for label, _, total, _ in bars)
         says += "".join(f", only {single.gpu_type} cannot serve every model" for single in unable)
-        plot = _Plot("singles", 0.9 + 0.36 * rows, says)
+        plot = Plot("singles", 0.9 + 0.36 * rows, says)
         axes = plot.figure.add_subplot()
         limit = CUT_AT * mix_usd
         widest = min(limit, max(sum(parts) for _, parts, _, _ in bars))
@@ -385,7 +315,7 @@ def bound(study: TraceStudy) -> str:
         ]
         shown = [(label, value, colour) for label, value, colour in bars if value is not None]
         says = "US dollars per hour: " + ", ".join(f"{label} {value:.3f}" for label, value, _ in shown)
-        plot = _Plot("bound", 0.75 + 0.36 * len(shown), says)
+        plot = Plot("bound", 0.75 + 0.36 * len(shown), says)
         axes = plot.figure.add_subplot()
         widest = max(value for _, value, _ in shown)
         for row, (_, value, colour) in enumerate(shown):
@@ -410,7 +340,7 @@ def rates(study: TraceStudy) -> str:
             f"Share of each model's cost by variant at {len(points)} rates from {_factor(points[0].factor)} to"
             f" {_factor(points[-1].factor)}, and cost per 1000 requests per second of mix and best single type"
         )
-        plot = _Plot("rates", 2.6 * len(models) + 2.5, says)
+        plot = Plot("rates", 2.6 * len(models) + 2.5, says)
         grid = plot.figure.subplots(len(models) + 1, 1)
         for axes, model in zip(grid, models, strict=False):
             _stacks(axes, study, points, model, share=True)
@@ -477,7 +407,7 @@ def slos(study: TraceStudy) -> str:
         models = [model.name for model in study.instance.models]
         labels = [slo_label(point.slo) for point in points]
         says = f"Cost by variant of each model at {len(points)} SLOs, strictest first, with the best single type marked"
-        plot = _Plot("slos", 2.9 * len(models), says)
+        plot = Plot("slos", 2.9 * len(models), says)
         grid = np.atleast_1d(plot.figure.subplots(len(models), 1))
         for axes, model in zip(grid, models, strict=True):
             top = _stacks(axes, study, points, model, share=False)
