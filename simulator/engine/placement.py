@@ -1,9 +1,10 @@
 """Where a request goes: the routers.
 
 It exists so that each router is one function of the instances' state. Ties go to the instance that was created first.
-It moves no request. An instance can be chosen only while it is up and only if the request fits its KV cache (on an
-instance that only prefills the prompt, elsewhere prompt and answer but for the last token); when there is none, one
-that is starting. Prompts go to pools that prefill (mixed-pool: to all), decodes stay or go to pools that only decode.
+It moves no request. An instance can be chosen only while it is up and only if the request fits its KV cache: prompt and
+answer but for the last token; where prompts are only processed, the prompt, if some decode pool can hold the request.
+When there is none, one that is starting is. Prompts go to pools that prefill (mixed-pool: to all), decodes stay or go
+to pools that only decode.
 
 - round-robin: the next of those that can be chosen; one turn per model for prompts, one for decodes.
 - random: any of those that can be chosen, by one number of the request for its prompt and one for its decode.
@@ -78,13 +79,12 @@ def cached_tokens(w: World, i: int, slot: int) -> int:
 
 
 @compiled
-def _fits(w: World, slot: int, i: int, stays: bool) -> bool:
-    """Whether an instance can hold a request: to its end if it stays there (the last token is not cached)."""
-    need = w.slot_counts[PROMPT, slot]
-    if stays:
-        request = w.slot_counts[REQUEST, slot]
-        need = w.prompt_tokens[request] + w.output_tokens[request] - 1
-    return bool(need <= w.inst_counts[KV_CAPACITY, i])
+def _fits(w: World, slot: int, i: int, leaves: bool) -> bool:
+    """Whether an instance can hold a request: to its end, or its prompt where it only prefills and can leave."""
+    if w.inst_counts[ROLE, i] == PREFILL:
+        return leaves and bool(w.slot_counts[PROMPT, slot] <= w.inst_counts[KV_CAPACITY, i])
+    request = w.slot_counts[REQUEST, slot]
+    return bool(w.prompt_tokens[request] + w.output_tokens[request] - 1 <= w.inst_counts[KV_CAPACITY, i])
 
 
 @compiled
@@ -101,7 +101,7 @@ def _score(w: World, slot: int, i: int) -> float:
 
 
 @compiled
-def _pick(w: World, slot: int, candidates: Counts, phase: int, state: int) -> int:
+def _pick(w: World, slot: int, candidates: Counts, phase: int, state: int, leaves: bool) -> int:
     """Choose among candidates in one state; phase 0: for the prompt, 1: for the decode."""
     router = w.counts[ROUTER]
     counts = w.inst_counts
@@ -110,7 +110,7 @@ def _pick(w: World, slot: int, candidates: Counts, phase: int, state: int) -> in
     if router == ROUND_ROBIN or router == RANDOM:
         for at in range(len(candidates)):
             i = candidates[at]
-            usable += counts[STATE, i] == state and _fits(w, slot, i, counts[ROLE, i] != PREFILL)
+            usable += counts[STATE, i] == state and _fits(w, slot, i, leaves)
         if usable == 0:
             return NONE
         request = w.slot_counts[REQUEST, slot]
@@ -122,7 +122,7 @@ def _pick(w: World, slot: int, candidates: Counts, phase: int, state: int) -> in
             w.turn[phase, model] += 1
         for at in range(len(candidates)):
             i = candidates[at]
-            if counts[STATE, i] == state and _fits(w, slot, i, counts[ROLE, i] != PREFILL):
+            if counts[STATE, i] == state and _fits(w, slot, i, leaves):
                 if skip == 0:
                     return int(i)
                 skip -= 1
@@ -132,13 +132,13 @@ def _pick(w: World, slot: int, candidates: Counts, phase: int, state: int) -> in
         for at in range(len(candidates)):
             i = candidates[at]
             if counts[STATE, i] == state and (best == NONE or counts[LOAD, i] < least):
-                if _fits(w, slot, i, counts[ROLE, i] != PREFILL):
+                if _fits(w, slot, i, leaves):
                     best = i
                     least = float(counts[LOAD, i])
         return int(best)
     for at in range(len(candidates)):
         i = candidates[at]
-        if counts[STATE, i] == state and _fits(w, slot, i, counts[ROLE, i] != PREFILL):
+        if counts[STATE, i] == state and _fits(w, slot, i, leaves):
             score = _score(w, slot, i)
             if best == NONE or score < least:
                 best = i
@@ -151,8 +151,8 @@ def decode_place(w: World, slot: int) -> int:
     """Choose an instance of the decode pools, or -1."""
     model = model_of(w, w.slot_counts[REQUEST, slot])
     candidates = w.decode_of[w.decode_offsets[model] : w.decode_offsets[model + 1]]
-    best = _pick(w, slot, candidates, 1, UP)
-    return best if best != NONE else _pick(w, slot, candidates, 1, STARTING)
+    best = _pick(w, slot, candidates, 1, UP, True)
+    return best if best != NONE else _pick(w, slot, candidates, 1, STARTING, True)
 
 
 @compiled
@@ -216,7 +216,8 @@ def _mixed_pool(w: World, slot: int, candidates: Counts) -> bool:
 
     Pending tokens are LOAD, memory is ASSIGNED_KV, both kept as the paper's simulator does. A pool with both roles
     belongs to the mixed list. Where the paper's rules test nothing, the request must still fit the KV cache, and an
-    instance that only starts is better than none.
+    instance that only starts is better than none. As there, two machines that both prefill and decode can hold KV for
+    each other without room for it: such requests stay incomplete.
     """
     counts = w.inst_counts
     request = w.slot_counts[REQUEST, slot]
@@ -264,15 +265,13 @@ def place(w: World, slot: int) -> bool:
     candidates = w.prefill_of[low:high]
     if w.counts[ROUTER] == MIXED_POOL and w.decode_offsets[model + 1] > w.decode_offsets[model]:
         return _mixed_pool(w, slot, candidates)
-    best = _pick(w, slot, candidates, 0, UP)
+    left = w.output_tokens[w.slot_counts[REQUEST, slot]] - w.slot_counts[GENERATED, slot]
+    leaves = left <= 1 or _decode_possible(w, slot)
+    best = _pick(w, slot, candidates, 0, UP, leaves)
     if best == NONE:
-        best = _pick(w, slot, candidates, 0, STARTING)
+        best = _pick(w, slot, candidates, 0, STARTING, leaves)
     if best == NONE:
         return False
     w.slot_counts[PREFILL_AT, slot] = best
-    if w.inst_counts[ROLE, best] == BOTH:
-        w.slot_counts[DECODE_AT, slot] = best
-        return True
-    w.slot_counts[DECODE_AT, slot] = NONE
-    request = w.slot_counts[REQUEST, slot]
-    return w.output_tokens[request] <= w.slot_counts[GENERATED, slot] + 1 or _decode_possible(w, slot)
+    w.slot_counts[DECODE_AT, slot] = best if w.inst_counts[ROLE, best] == BOTH else NONE
+    return True

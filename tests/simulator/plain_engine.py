@@ -298,8 +298,11 @@ class PlainEngine:
         return job.prompt + job.output - 1
 
     def fits(self, job: Job, machine: Machine) -> bool:
-        need = job.todo if machine.role is Role.PREFILL else self.largest_kv(job)
-        return need <= machine.capacity
+        if machine.role is not Role.PREFILL:
+            return self.largest_kv(job) <= machine.capacity
+        decoders = [m for m in self.machines if m.model == job.model and m.role is Role.DECODE]
+        can_leave = job.left <= 1 or any(self.largest_kv(job) <= decoder.capacity for decoder in decoders)
+        return can_leave and job.todo <= machine.capacity
 
     def pick(self, job: Job, candidates: list[Machine], phase: int) -> Machine | None:
         """Choose among those that are up, else among those that start."""
@@ -339,11 +342,7 @@ class PlainEngine:
             return False
         job.prefill_at = machine
         job.decode_at = machine if machine.role is Role.BOTH else None
-        return (
-            machine.role is Role.BOTH
-            or job.left <= 1
-            or any(self.largest_kv(job) <= decoder.capacity for decoder in decoders)
-        )
+        return True
 
     def place_mixed(self, job: Job) -> bool:
         def listed(name: str) -> list[Machine]:
@@ -559,7 +558,7 @@ class PlainEngine:
             self.end_prompt(machine, job)
         self.start(machine)
         busy = machine.runs or machine.held or machine.waiting
-        if not busy and machine.list_name == "mixed":
+        if not busy and machine.list_name != machine.home:
             self.to_list(machine, machine.home)
         self.end_drains()
 

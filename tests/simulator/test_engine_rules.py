@@ -45,6 +45,14 @@ def test_decoder_must_hold_the_answer_but_for_its_last_token() -> None:
     assert alone.reject_reason.tolist() == [RejectReason.TOO_LONG]
 
 
+def test_whole_instances_serve_what_no_decoder_can_hold() -> None:
+    """The prefiller comes first, but its decoder is too small."""
+    pools = (pool(Role.PREFILL), pool(Role.DECODE), pool(Role.BOTH, kind=1))
+    record = simulate(fleet(*pools, kinds=(kind(100), kind(1000))), requests((0.0, 50, 100), (9.0, 50, 50)))
+    assert record.status.tolist() == [RequestStatus.COMPLETED] * 2
+    assert record.prefill_instance.tolist() == [2, 0]
+
+
 def test_arrived_kv_decodes_after_the_whole_batch_lost_its_own() -> None:
     """Two prompts have arrived, one place: when the first loses its KV for lack of room, the second goes on."""
     built = fleet(
