@@ -266,11 +266,15 @@ def fit_from_requests(
     rows, seconds, phase = rows[used], seconds[used], phase[used]
     if chunk_tokens is None or not all(seen):
         rows[:, 0] = 0.0  # nothing here tells what both phases share
-    found, told, weights = np.zeros(7), seconds, np.ones_like(seconds)
+    # Errors count relative to what the fit says, so that no badly timed short request outweighs all others.
+    usual_s = np.array([float(np.median(seconds[phase == p])) if seen[p] else 0.0 for p in (0, 1)])[phase]
+    found, told, weights = np.zeros(7), np.maximum(seconds, usual_s / 4.0), np.ones_like(seconds)
     for _ in range(_ROUNDS):
-        found = _relative_fit(rows, seconds, weights)
+        scale_s = np.maximum(told, usual_s / 20.0)
+        weight = weights / scale_s
+        found = nonnegative_least_squares(rows * weight[:, None], seconds * weight)
         told = rows @ found
-        misses = np.abs(told / seconds - 1.0)
+        misses = np.abs(seconds - told) / scale_s
         for p in np.unique(phase):
             mine = phase == p
             # The phase that the equations explain better counts for more; rows far off the rest, for less (Huber).
@@ -478,9 +482,8 @@ def _integral(starts: Floats, ends: Floats, level: Floats, slope: Floats) -> Cal
     return up_to
 
 
-def _relative_fit(terms: Floats, seconds: Floats, weights: Floats | None = None) -> Floats:
-    weight = np.ones_like(seconds) if weights is None else weights
-    return nonnegative_least_squares(terms * (weight / seconds)[:, None], weight)
+def _relative_fit(terms: Floats, seconds: Floats) -> Floats:
+    return nonnegative_least_squares(terms / seconds[:, None], np.ones_like(seconds))
 
 
 def _sampled(model: PerformanceModel) -> Floats:

@@ -1,5 +1,7 @@
 """Fits from requests give back the steps that a simulated fleet ran by."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,6 +131,22 @@ def test_a_fit_predicts_latencies_of_a_model_of_another_form() -> None:
         for percentile in (50, 90, 99):
             told = np.nanpercentile(getattr(again, name), percentile)
             assert told == pytest.approx(np.nanpercentile(getattr(record, name), percentile), rel=0.08)
+
+
+@pytest.mark.parametrize("error_s", [0.001, 0.02])
+def test_times_taken_badly_do_not_upset_a_fit(error_s: float) -> None:
+    """Clocks off by up to a whole iteration; the shortest prompts then seem to take no time at all."""
+    requests, record = served(MODEL, rate_rps=4.0)
+    observed = seen(requests, record)
+    noise = np.random.default_rng(5).normal(0.0, error_s, (3, len(observed)))
+    queue_s = np.maximum(observed.queue_s + noise[0], 0.0)
+    ttft_s = np.maximum(observed.ttft_s + noise[1], queue_s + 1e-6)
+    fit = fitted_to(
+        replace(observed, queue_s=queue_s, ttft_s=ttft_s, e2e_s=np.maximum(observed.e2e_s + noise[2], ttft_s))
+    )
+    _, again = served(Fitted(fit=fit, roofline=ROOFLINE), rate_rps=4.0)
+    assert np.mean(again.ttft_s) == pytest.approx(np.mean(record.ttft_s), rel=0.06)
+    assert np.mean(again.e2e_s) == pytest.approx(np.mean(record.e2e_s), rel=0.02)
 
 
 def test_too_few_requests_are_refused() -> None:
