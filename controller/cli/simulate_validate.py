@@ -47,6 +47,8 @@ def validate(**given: Any) -> None:
 
     if given["write_fit"] is not None and not given["calibrate"]:
         raise click.UsageError("--write-fit needs --calibrate")
+    if given["observed"] == "-":
+        raise click.UsageError("--observed needs a file: it is read twice")
     scenario = read_scenario(given["scenario"])
     with progress(f"simulating {scenario.name}", None):
         validation = validate_scenario(

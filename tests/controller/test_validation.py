@@ -183,3 +183,6 @@ def test_a_fit_is_written_only_of_a_calibration(observed: Path, tmp_path: Path) 
     done = ballast("validate", written(tmp_path), "--observed", observed, "--write-fit", tmp_path / "f.json")
     assert done.exit_code == 2
     assert "--write-fit needs --calibrate" in done.output
+    done = ballast("validate", written(tmp_path), "--observed", "-")
+    assert done.exit_code == 2
+    assert "read twice" in done.output
