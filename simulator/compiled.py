@@ -48,6 +48,11 @@ def _folder_of_kernels(package: Path) -> str:
     return str(folder)
 
 
+def kernels_are_kept(package: str) -> bool:
+    """Whether the kernels of a sub-package (``engine``, ``splitwise``) were compiled before."""
+    return not COMPILING or Path(_folder_of_kernels(Path(__file__).parent / package)).is_dir()
+
+
 def compiled(kernel: Kernel) -> Kernel:
     """Compile a function when it is first called, and keep the result in a cache on disk."""
     if COMPILING:

@@ -27,7 +27,7 @@ class RouterKind(StrEnum):
     JSQ = "jsq"
     """Fewest outstanding tokens: prompt tokens not yet processed plus one per unfinished decode."""
     MIXED_POOL = "mixed-pool"
-    """Splitwise's two levels (simulation reference, section 4.3)."""
+    """Splitwise's two levels (docs/splitwise-rules.md)."""
     LEAST_KV = "least-kv"
     PREFIX_AWARE = "prefix-aware"
     """Fewest outstanding tokens, counting only the part of the prompt that is not cached there."""

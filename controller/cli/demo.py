@@ -83,7 +83,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
       ballast demo --trace my.csv --model meta-llama/Llama-3.1-8B --out report.html
     """
     from controller.cli.answers import ballast_version, plan_exit_code
-    from controller.cli.output import print_structured, progress
+    from controller.cli.output import announce_compilation, print_structured, progress
     from controller.trace_planning import TraceQuestion
     from controller.trace_study import STEPS, study_trace
     from solver.domain.errors import InputError
@@ -106,6 +106,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
     )
     options = SolveOptions(time_limit_s=given["time_limit_s"], seed=given["seed"])
+    announce_compilation()
     with progress("ballast demo", STEPS) as advance:
         first = True
 

@@ -22,9 +22,10 @@ def golden(ctx: click.Context, folder: str, output: str, no_timings: bool) -> No
     Example: ballast simulate golden golden/ -o json
     """
     from controller.cli.answers import ballast_version
-    from controller.cli.output import print_structured, progress
+    from controller.cli.output import announce_compilation, print_structured, progress
     from controller.golden import check_golden
 
+    announce_compilation()
     with progress("simulating", None) as advance:
         results = check_golden(folder, on_run=lambda name: advance(note=name))
     met = all(result.agreement.met for result in results)

@@ -45,6 +45,14 @@ def print_table(
     console.print()
 
 
+def announce_compilation() -> None:
+    """Say on stderr that the simulator is about to be compiled, if it was not before."""
+    from simulator.compiled import kernels_are_kept
+
+    if not (kernels_are_kept("engine") and kernels_are_kept("splitwise")):
+        click.echo("compiling the simulator for this machine (once, about half a minute)", err=True)
+
+
 class Advance(Protocol):
     """Tells the progress bar that work was done."""
 

@@ -67,11 +67,12 @@ def cluster(ctx: click.Context, /, **given: Any) -> None:
     """
     from pathlib import Path
 
-    from controller.cli.output import print_structured, progress
+    from controller.cli.output import announce_compilation, print_structured, progress
     from controller.simulation import simulate_scenario
     from simulator.scenario_file import read_scenario
 
     scenario = read_scenario(given["scenario"])
+    announce_compilation()
     with progress(f"simulating {scenario.name}", None) as advance:
         run = simulate_scenario(
             scenario,

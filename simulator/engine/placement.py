@@ -212,7 +212,7 @@ def _least_loaded(w: World, candidates: Counts, tokens: int, state: int) -> int:
 
 @compiled
 def _mixed_pool(w: World, slot: int, candidates: Counts) -> bool:
-    """Splitwise's two-level router (simulation reference, section 4.3); sets both places, False if none is up.
+    """Splitwise's two-level router (docs/splitwise-rules.md, Routing); sets both places, False if none is up.
 
     Pending tokens are LOAD, memory is ASSIGNED_KV, both kept as the paper's simulator does. A pool with both roles
     belongs to the mixed list. Where the paper's rules test nothing, the request must still fit the KV cache, and an

@@ -1,7 +1,7 @@
 """Closed forms of a segment: how long k iterations of a constant batch take, and how many have ended by a time.
 
-It exists so that everything that asks about the middle of a segment asks the same equations (simulation reference,
-section 8). It changes nothing.
+It exists so that everything that asks about the middle of a segment asks the same equations. It changes
+nothing.
 """
 
 import math

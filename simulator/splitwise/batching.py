@@ -1,7 +1,7 @@
 """What happens on one machine: tasks arrive, iterations start, are cut short and end.
 
-It exists to state the phase-splitting peer's rules in the order in which they act (simulation reference, sections 4.4
-to 4.7); the letters of the steps of a start are those of section 4.6. Where nothing waits the steps cannot change the
+It exists to state the phase-splitting peer's rules in the order in which they act (docs/splitwise-rules.md, from
+"A task arrives" on; the letters of the steps of a start are those of that page). Where nothing waits the steps cannot change the
 batch and are passed over; the running tasks that stay are always the first ones of the batch, because each needs one
 token. Nothing here depends on the router.
 """

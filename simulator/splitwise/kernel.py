@@ -1,6 +1,6 @@
 """The event loop by the phase-splitting peer's rules: arrivals and their routing, transfers, ends of iterations.
 
-It exists to state sections 4.2, 4.3, 4.7 and 4.8 of the simulation reference; what happens on one machine is in
+It exists to state the peer's events, routing and transfers (docs/splitwise-rules.md); what happens on one machine is in
 `simulator.splitwise.batching`. Events at equal times: arrivals, then transfers, then ends of iterations, then in the
 order in which they were made. The loop can pause for more room and go on where it was, because all state lies in the
 `World`.

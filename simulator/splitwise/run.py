@@ -51,7 +51,7 @@ _LISTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulesExercised:
-    """How often the rarer rules acted (simulation reference, sections 4.3, 4.6 and 4.8)."""
+    """How often the rarer rules acted (docs/splitwise-rules.md)."""
 
     moves_to_mixed: int
     moves_back: int

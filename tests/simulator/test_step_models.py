@@ -109,7 +109,7 @@ def test_a_sliding_window_is_followed_within_two_percent() -> None:
 
 
 def test_trained_physics_has_the_published_coefficients() -> None:
-    """Simulation reference, section 6: Llama-3.1-70B, four H100."""
+    """BLIS's own coefficients for Llama-3.1-70B on four H100."""
     model = CASES["physics"]
     assert isinstance(model, TrainedPhysics)
     assert model.base_s == pytest.approx(16614.04e-6, abs=5e-9)
