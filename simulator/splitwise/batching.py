@@ -1,9 +1,9 @@
 """What happens on one machine: tasks arrive, iterations start, are cut short and end.
 
-It exists to state the phase-splitting peer's rules in the order in which they act (docs/splitwise-rules.md, from
-"A task arrives" on; the letters of the steps of a start are those of that page). Where nothing waits the steps cannot change the
-batch and are passed over; the running tasks that stay are always the first ones of the batch, because each needs one
-token. Nothing here depends on the router.
+It exists to state the phase-splitting peer's rules in the order in which they act (docs/splitwise-rules.md, from "A
+task arrives" on; the letters of the steps of a start are those of that page). Where nothing waits the steps cannot
+change the batch and are passed over; the running tasks that stay are always the first ones of the batch, because each
+needs one token. Nothing here depends on the router.
 """
 
 from simulator.compiled import compiled
@@ -106,7 +106,7 @@ def _schedule(w: World, machine: int, end_s: float) -> None:
 
 @compiled
 def arrive(w: World, machine: int, task: int, now_s: float) -> bool:
-    """Let a task, whose request is entered, join a machine; True if the machine is to start an iteration (4.4)."""
+    """Let a task, whose request is entered, join a machine; True if the machine is to start an iteration."""
     slot = task >> 1
     is_prompt = task & 1 == 0
     if is_prompt or w.slot_counts[slot, PROMPT_DONE] == 1:
@@ -131,7 +131,7 @@ def arrive(w: World, machine: int, task: int, now_s: float) -> bool:
 
 @compiled
 def cut(w: World, machine: int, now_s: float) -> bool:
-    """End the decode iterations under way at the next boundary; True if that was possible (4.5).
+    """End the decode iterations under way at the next boundary; True if that was possible (Cut).
 
     At an instant at which they end anyway, the count would come out one too high: they then end as they would have.
     """
@@ -158,7 +158,7 @@ def _choose(w: World, number: int, slot: int) -> None:
 
 @compiled
 def _select(w: World, machine: int) -> tuple[int, int, int]:
-    """Choose what the next iteration takes in (4.6 a to e): number of new tasks, of old ones that stay, tokens."""
+    """Choose what the next iteration takes in (a to e): number of new tasks, of old ones that stay, tokens."""
     most, most_tokens = w.counts[MAX_BATCH], w.counts[MAX_BATCH_TOKENS]
     capacity = w.machine_counts[machine, CAPACITY]
     memory = w.machine_counts[machine, MEMORY]
@@ -299,7 +299,7 @@ def _take_in(w: World, machine: int, task: int, now_s: float) -> None:
 
 @compiled
 def start_iteration(w: World, machine: int, now_s: float) -> bool:
-    """Start an iteration with what can run now; False if nothing can (4.6)."""
+    """Start an iteration with what can run now; False if nothing can."""
     if w.machine_counts[machine, PENDING] > 0:
         number, kept, tokens = _select(w, machine)
         if kept < w.machine_counts[machine, BATCH]:
