@@ -4,6 +4,7 @@ It exists as the thin shell around `controller.simulation`. It decides nothing. 
 they are called; to add one, enter it in `COMMANDS`.
 """
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 MISSED = 3
 COMMANDS = {
+    "capacity": "controller.cli.simulate_capacity:capacity",
     "cluster": "controller.cli.simulate:cluster",
     "golden": "controller.cli.golden:golden",
+    "provision": "controller.cli.simulate_provision:provision",
     "validate": "controller.cli.simulate_validate:validate",
 }
 
@@ -102,12 +105,18 @@ def cluster(ctx: click.Context, /, **given: Any) -> None:
 
 def _command_line(given: dict[str, Any]) -> str:
     """Write the command down for the report, without what only says how to print."""
-    parts = ["ballast simulate cluster", str(given["scenario"])]
+    parts = ["ballast", "simulate", "cluster", str(given["scenario"])]
     if given["trace"] is not None:
-        parts.append(f"--trace {given['trace']}")
+        parts += ["--trace", str(given["trace"])]
+    if given["form"] is not None:
+        parts += ["--format", given["form"]]
+    for name in given["catalogue_files"]:
+        parts += ["--catalogue", str(name)]
+    if given["stop_when_overloaded"]:
+        parts.append("--stop-when-overloaded")
     if given["seed"]:
-        parts.append(f"--seed {given['seed']}")
-    return " ".join(parts)
+        parts += ["--seed", str(given["seed"])]
+    return shlex.join(parts)
 
 
 def _write_files(run: "SimulatedCluster", given: dict[str, Any]) -> None:
@@ -121,7 +130,10 @@ def _write_files(run: "SimulatedCluster", given: dict[str, Any]) -> None:
             write_request_rows(run, write)
         click.echo(f"requests written to {given['requests_out']}", err=True)
     if given["report"] is not None:
+        from controller.cli.answers import ballast_version
         from controller.reports.cluster import write_cluster_report
 
-        write_cluster_report(Path(given["report"]), run)
+        write_cluster_report(
+            Path(given["report"]), run, version=ballast_version(), timings=not given["no_timings"]
+        )
         click.echo(f"report written to {given['report']}", err=True)

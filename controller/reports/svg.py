@@ -6,6 +6,7 @@ come from a fixed salt, and no date is written. Only reports import it, so that 
 """
 
 import re
+import warnings
 from io import StringIO
 from typing import Any
 
@@ -65,7 +66,12 @@ class Plot:
         """Return the figure as one <svg> element with a spoken title, without anything that points elsewhere."""
         buffer = StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        with rc_context({**STYLE, "svg.hashsalt": self.name, "svg.id": f"plot-{self.name}"}):
+        with (
+            rc_context({**STYLE, "svg.hashsalt": self.name, "svg.id": f"plot-{self.name}"}),
+            warnings.catch_warnings(),
+        ):
+            # Names in any script are shown in the reader's fonts; only their width is guessed here.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(buffer, format="svg", metadata=nothing)
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
