@@ -58,6 +58,20 @@ def worker_processes(models: int, workers: int | None) -> Iterator[Executor | No
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def spawned(workers: int | None, *, tasks: int) -> Iterator[Executor | None]:
+    """Start processes for independent tasks; None where there is only one process or one task."""
+    count = min(workers if workers is not None else (os.cpu_count() or 1), tasks)
+    if count < 2:
+        yield None
+        return
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def plan_gpu_mix(
     instance: GpuMixInstance, *, options: SolveOptions, workers: int | None = None, explain: bool = True
 ) -> TimedPlan:
