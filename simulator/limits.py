@@ -49,6 +49,8 @@ def limits_of(figures: ClusterFigures) -> tuple[str, ...]:
 
 
 def _tightest(check: SloCheck) -> str:
+    if check.value is None and check.met:
+        return f"SLO target {check.target}: no completed request to judge it by"
     if check.value is None:
         return f"SLO target {check.target} cannot be met: too many requests were rejected"
     share = 100.0 * check.margin_ratio

@@ -33,6 +33,8 @@ SMALLEST = 1e-4
 """Figures below it are not told apart."""
 MOST_MARKS = 30
 """More events than that are listed and not drawn."""
+MOST_POOLS = 8
+"""Pools that the headline names."""
 MOST_MODELS = 6
 """Models that get a curve of their own."""
 HEADLINES = {True: "The SLO is met", False: "The SLO is missed", None: "No SLO was asked for"}
@@ -103,6 +105,7 @@ def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", tim
     environment.filters["usd"] = usd
     environment.filters["percent"] = percent
     environment.filters["share_of_limit"] = share_of_limit
+    environment.filters["requests"] = requests_words
     environment.filters["count"] = lambda value: f"{value:,.0f}"
     latencies = _latencies(run)
     names = [pool.name for pool in run.pools]
@@ -136,10 +139,10 @@ def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", tim
         headline=HEADLINES[figures.slo.met],
         kept_up=KEPT_UP[figures.saturation],
         fleet=[(pool, _role_words(pool), _instances(pool)) for pool in run.pools],
+        most_pools=MOST_POOLS,
         duration=duration(figures.end_time_s),
         tightest=figures.slo.limiting,
         tightest_words=None if figures.slo.limiting is None else target_words(figures.slo.limiting.target),
-        missed=[check for check in figures.slo.checks if not check.met],
         incomplete_counted=_incomplete_counted(run, latencies),
         busiest=_busiest(run),
         limits=limits_of(figures),
@@ -192,6 +195,11 @@ def share_of_limit(check: SloCheck, digits: int = 1) -> str:
     return percent(check.margin_ratio, digits) if check.margin_ratio < 10 else f"{check.margin_ratio:,.0f} ×"
 
 
+def requests_words(requests: int) -> str:
+    """Write a number of requests with its noun."""
+    return "1 request" if requests == 1 else f"{requests:,} requests"
+
+
 def duration(seconds: float) -> str:
     """Write a length of time in the two largest units that it has."""
     if seconds < 120:
@@ -206,6 +214,12 @@ def target_words(target: SloTarget) -> str:
     """Write a target for people: 'TTFT p99 ≤ 1 s'."""
     limit = f"{target.limit_s:g} s" if target.limit_s is not None else f"{target.limit_ratio:g} × alone"
     return f"{METRICS[target.metric]} p{target.percentile:g} ≤ {limit}"
+
+
+def _met_words(check: SloCheck) -> str:
+    if check.value is None and check.met:
+        return MISSING  # nobody to judge it by
+    return "yes" if check.met else "no"
 
 
 def _value_words(check: SloCheck) -> str:
@@ -235,7 +249,7 @@ def _check_row(check: SloCheck) -> dict[str, Any]:
         else figure(target.limit_ratio, "× alone"),
         "value": _value_words(check),
         "share": share_of_limit(check),
-        "met": check.met,
+        "met": _met_words(check),
     }
 
 

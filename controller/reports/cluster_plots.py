@@ -24,6 +24,8 @@ from solver.domain.trace import Floats
 MOST_POINTS = 300
 MOST_BINS = 400
 MOST_LINES = 8
+FEWEST_PER_STEP = 5
+"""Requests per step, in the mean, that a rate over time is drawn from."""
 MET, MISSED = "#00795a", "#c44900"
 WASH = "#f0f2f5"
 STAGE_COLOURS = ("#D55E00", "#E69F00", "#0072B2")
@@ -108,6 +110,8 @@ class Timeline:
 
     edges_s: Floats
     pools: tuple[PoolLine, ...]
+    rate_edges_s: Floats
+    """Steps of the two rates: as coarse as it takes for a handful of requests in each."""
     arrivals_rps: Floats
     completions_rps: Floats
     warm_up_s: float = 0.0
@@ -149,8 +153,13 @@ def timeline(
         merged: Floats = np.add.reduceat(rows, first) * series.bin_s / widths_s
         return merged
 
+    coarse = max(1, math.ceil(FEWEST_PER_STEP * len(widths_s) / max(1, len(arrivals_s))))
+    rate_edges_s: Floats = np.append(edges_s[:-1:coarse], horizon_s)
+
     def rate(times_s: Floats) -> Floats:
-        counts: Floats = np.histogram(times_s, edges_s)[0] / widths_s
+        # An end may lie a rounding beyond the last event; arrivals after a run was broken off never happened.
+        within = np.minimum(times_s[times_s <= horizon_s * (1.0 + 1e-9)], horizon_s)
+        counts: Floats = np.histogram(within, rate_edges_s)[0] / np.diff(rate_edges_s)
         return counts
 
     lines = []
@@ -169,6 +178,7 @@ def timeline(
     return Timeline(
         edges_s=edges_s,
         pools=tuple(lines),
+        rate_edges_s=rate_edges_s,
         arrivals_rps=rate(arrivals_s),
         completions_rps=rate(ends_s),
         warm_up_s=warm_up_s,
@@ -265,7 +275,7 @@ def _distribution(axes: Axes, panel: Panel, top: float) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     left = axes.get_xlim()[0]
     for curve, colour in reversed(drawn):
-        values, places = _points(curve, top)
+        values, places = curve_points(curve, top)
         axes.plot(
             np.maximum(values * scale, left),
             places,
@@ -277,7 +287,7 @@ def _distribution(axes: Axes, panel: Panel, top: float) -> None:
         _corner(axes, limit, limit.limit_s * scale, unit)
 
 
-def _points(curve: Curve, top: float) -> tuple[Floats, Floats]:
+def curve_points(curve: Curve, top: float) -> tuple[Floats, Floats]:
     """Return values and their places on the stretched axis, numpy's linear percentiles at every place."""
     ordered = np.sort(curve.values_s)
     total = len(ordered) + curve.lost
@@ -421,8 +431,12 @@ def load(line: Timeline, *, name: str = "load") -> str:
         unit_s = _frame(line, (rates, busy, batch, queue))
         edges = line.edges_s / unit_s
         rates.set_title("Requests/s")
-        rates.stairs(line.arrivals_rps, edges, fill=True, color="#d3dae2", label="arriving")
-        rates.stairs(line.completions_rps, edges, color=INK, linewidth=1.3, label="completing")
+        rates.stairs(
+            line.arrivals_rps, line.rate_edges_s / unit_s, fill=True, color="#d3dae2", label="arriving"
+        )
+        rates.stairs(
+            line.completions_rps, line.rate_edges_s / unit_s, color=INK, linewidth=1.3, label="completing"
+        )
         rates.set_ylim(0, 1.1 * max(float(line.arrivals_rps.max()), float(line.completions_rps.max()), 1e-9))
         rates.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2, borderaxespad=0.2)
         busy.set_title("Instances at work, share of those that are up")
