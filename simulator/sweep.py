@@ -143,14 +143,24 @@ def front(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the rows (indices) that meet the SLO and that no other such row beats in cost, power and instances.
 
     Rows repeated with several seeds count as one point, which meets the SLO only if all its repetitions do; its figures
-    are the largest. A figure that is not known counts as equal for all.
+    are the largest. Points under another load (axes of the trace) do not compete. A figure that is not known counts as
+    equal for all.
     """
     groups: dict[str, list[int]] = {}
     for k, row in enumerate(rows):
         groups.setdefault(json.dumps(row["changes"], sort_keys=True), []).append(k)
     chosen = [members for members in groups.values() if all(rows[k].get("slo_met") is True for k in members)]
-    points = [
-        [max(float(rows[k].get(name) or 0.0) for k in members) for name in PARETO_FIGURES]
-        for members in chosen
-    ]
-    return [chosen[k][0] for k in pareto(points)]
+    loads: dict[str, list[list[int]]] = {}
+    for members in chosen:
+        load = {
+            axis: value for axis, value in rows[members[0]]["changes"].items() if axis.startswith("trace.")
+        }
+        loads.setdefault(json.dumps(load, sort_keys=True), []).append(members)
+    kept: list[int] = []
+    for rivals in loads.values():
+        points = [
+            [max(float(rows[k].get(name) or 0.0) for k in members) for name in PARETO_FIGURES]
+            for members in rivals
+        ]
+        kept += [rivals[k][0] for k in pareto(points)]
+    return kept

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "controller.cli.demo:demo",
     "plan": "controller.cli.plan:plan",
     "simulate": "controller.cli.simulate:simulate",
+    "sweep": "controller.cli.sweep:sweep",
     "trace": "controller.cli.trace:trace",
 }
 

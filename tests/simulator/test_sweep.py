@@ -107,6 +107,15 @@ def test_front_needs_every_repetition_to_meet_the_slo() -> None:
     assert front(rows) == [5, 2]
 
 
+def test_points_under_another_load_do_not_compete() -> None:
+    rows = [
+        _row(1, met=True, cost=1.0, power=1.0, instances=1) | {"changes": {"a": 1, "trace.scale": 1.0}},
+        _row(1, met=True, cost=9.0, power=9.0, instances=9) | {"changes": {"a": 2, "trace.scale": 2.0}},
+        _row(1, met=True, cost=2.0, power=1.0, instances=1) | {"changes": {"a": 2, "trace.scale": 1.0}},
+    ]
+    assert front(rows) == [0, 1]
+
+
 @given(
     figures=st.lists(
         st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3), st.integers(1, 3)), max_size=12
