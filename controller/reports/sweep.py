@@ -60,7 +60,9 @@ def write_sweep_report(spec: SweepSpec, result: SweepResult, path: Path) -> None
 def _line(sweep: Sweep, row: Row) -> dict[str, Any]:
     def shown(name: str, factor: float, unit: str) -> str:
         value = row.get(name)
-        return "-" if value is None else f"{number(value * factor)}{unit}"
+        if value is None or isinstance(value, int):
+            return "-" if value is None else f"{value:,}"
+        return f"{number(value * factor)}{unit}"
 
     return {
         "axes": [str(row["changes"][name]) for name, _ in sweep.axes],
