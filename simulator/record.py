@@ -79,10 +79,7 @@ class RunRecord:
     ttft_s: Floats
     e2e_s: Floats
     energy_j: Floats
-    """Its share of the iterations it was part of: an iteration's joules are split evenly over the tokens in it.
-
-    0 for incomplete requests, although they took part.
-    """
+    """Its share of the iterations it was part of: an iteration's joules are split evenly over the tokens in it."""
     preemptions: NDArray[np.int16]
     status: NDArray[np.int8]
     """`RequestStatus`."""

@@ -15,11 +15,14 @@ from simulator.engine.changes import bring_up, change_kind, drain, end_drains, f
 from simulator.engine.layout import (
     CAP_EVENT,
     DECODE_AT,
+    DECODE_STAGE,
     DOWN,
     DOWN_EVENT,
     DRAIN_EVENT,
     DRAINING,
+    ENERGY_MARK_J,
     EVENTS_HELD,
+    FREE,
     FREE_SLOT,
     GENERATED,
     IDLE,
@@ -38,9 +41,11 @@ from simulator.engine.layout import (
     PROGRESS,
     PROMPT,
     REQUEST,
+    REQUEST_J,
     SAMPLES,
     SEGMENT_END_S,
     SEGMENT_KIND,
+    SEQUENCE_J,
     STAGE,
     STATE,
     STOP_OVERLOADED,
@@ -209,3 +214,11 @@ def close_books(w: World) -> None:
             if w.inst_counts[SEGMENT_KIND, i] == IDLE:
                 end_idle(w, i, now_s)
             end_up(w, i, now_s)
+    for slot in range(w.slot_counts.shape[1]):  # those that did not finish took part too
+        stage = w.slot_counts[STAGE, slot]
+        if stage != FREE:
+            joules = w.slot_reals[TAKEN_J, slot]
+            if stage == DECODE_STAGE:
+                i = w.slot_counts[DECODE_AT, slot]
+                joules += w.inst_reals[SEQUENCE_J, i] - w.slot_reals[ENERGY_MARK_J, slot]
+            w.outcome[REQUEST_J, w.slot_counts[REQUEST, slot]] = joules
