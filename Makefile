@@ -25,7 +25,7 @@ demo: setup  ## plan a real hour of LLM traffic and write out/demo.html
 	@$(BIN)/ballast demo
 
 test: setup  ## run all tests
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --cov --cov-report=term:skip-covered -q
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered -q
 
 check: setup  ## lint, formatting, types, import contracts, generated files
 	@$(BIN)/ruff check .
