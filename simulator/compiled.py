@@ -44,7 +44,8 @@ def _folder_of_kernels(package: Path) -> str:
     folder = home / f"kernels-{package.name}-{state.hexdigest()[:16]}"
     if not folder.is_dir() and home.is_dir():
         for old in home.glob(f"kernels-{package.name}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if old != folder:  # another process may just have made it
+                shutil.rmtree(old, ignore_errors=True)
     return str(folder)
 
 
