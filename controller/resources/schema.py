@@ -1,0 +1,88 @@
+"""The manner in which our custom resources are written down: camelCase, closed, with bounds and rules as data.
+
+It exists so that every resource model says its CEL rules and list types beside its fields, where the generator
+(`controller.resources.generate`) finds them. It holds no resource.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+MOST_ITEMS = 64
+
+
+class Part(BaseModel):
+    """A part of a resource: frozen, camelCase outside, snake_case inside.
+
+    Unknown fields are ignored when read: the API server prunes them, and an older Ballast must read what a newer one
+    wrote.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", allow_inf_nan=False
+    )
+
+    def written(self) -> dict[str, Any]:
+        """Return the JSON of the part without what was never set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """Return CEL rules (rule, message) as the extra of a schema."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
+
+
+def list_map(*keys: str) -> dict[str, Any]:
+    """Return the extra of a list whose items are told apart by keys."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+
+
+ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Label = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+Amount = Annotated[float, Field(ge=0, le=1e12)]
+Replicas = Annotated[int, Field(ge=0, le=100_000)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=40)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Condition(Part):
+    """One condition in the shape of metav1.Condition."""
+
+    type: str = Field(min_length=1, max_length=64)
+    status: str = Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})
+    reason: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    message: Text = ""
+    last_transition_time: Time
+    observed_generation: int = Field(default=0, ge=0)
+
+
+Conditions = Annotated[
+    tuple[Condition, ...], Field(default=(), max_length=32, json_schema_extra=list_map("type"))
+]
+
+
+class TargetRef(Part):
+    """What is scaled: a Deployment, StatefulSet or LeaderWorkerSet in the namespace of the resource."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                (
+                    "self.kind == 'LeaderWorkerSet' ? self.apiVersion == 'leaderworkerset.x-k8s.io/v1'"
+                    " : self.apiVersion == 'apps/v1'"
+                ),
+                (
+                    "apiVersion is apps/v1 for Deployment and StatefulSet,"
+                    " leaderworkerset.x-k8s.io/v1 for LeaderWorkerSet"
+                ),
+            )
+        )
+    )
+
+    api_version: str = Field(default="apps/v1", max_length=64)
+    kind: str = Field(json_schema_extra={"enum": ["Deployment", "StatefulSet", "LeaderWorkerSet"]})
+    name: ObjectName
