@@ -155,6 +155,11 @@ def _infeasible(instance: GpuMixInstance, plan: GpuMixPlan) -> Iterator[str]:
             for model in instance.models
             for variant in model.variants
         ),
+        "replica-limit": any(
+            variant.min_replicas > 0 or variant.max_replicas is not None
+            for model in instance.models
+            for variant in model.variants
+        ),
         "survive": any(model.survive > 0 and model.rate_rps > 0 for model in instance.models),
     }
     if not there.get(reason.kind, True):
@@ -238,11 +243,14 @@ def _load_per_share(model: ModelDemand) -> Floats:
 
 
 def _replicas(model: ModelDemand, counts: tuple[int, ...]) -> Iterator[str]:
-    """Enough replicas in total, none below the quality asked for."""
+    """Enough replicas in total and of each variant, none below the quality asked for."""
     if sum(counts) < model.min_total_replicas:
         yield f"{model.name}: {sum(counts)} replicas, at least {model.min_total_replicas} are asked for"
     for c, (variant, count) in enumerate(zip(model.variants, counts, strict=True)):
-        if count and variant.quality_ratio < model.min_quality_ratio:
+        most = math.inf if variant.max_replicas is None else variant.max_replicas
+        if not variant.min_replicas <= count <= most:
+            yield f"{model.name}, configuration {c}: {count} replicas, {variant.min_replicas} to {most} are allowed"
+        if count > variant.min_replicas and variant.quality_ratio < model.min_quality_ratio:
             yield (
                 f"{model.name}, configuration {c}: {count} replicas of quality {variant.quality_ratio},"
                 f" at least {model.min_quality_ratio} is asked for"

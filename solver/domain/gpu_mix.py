@@ -47,6 +47,9 @@ class Variant:
     quality_ratio: float = 1.0
     current_replicas: int | None = None
     """Replicas running now; None means that starting and stopping this variant is not charged."""
+    min_replicas: int = 0
+    max_replicas: int | None = None
+    """Bounds that the owner of the variant sets, beside what stock allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +136,14 @@ class PlanStatus(StrEnum):
 
 
 InfeasibleKind = Literal[
-    "bucket-unservable", "gpu-limit", "power-limit", "budget", "quality", "survive", "combination"
+    "bucket-unservable",
+    "gpu-limit",
+    "power-limit",
+    "budget",
+    "quality",
+    "survive",
+    "replica-limit",
+    "combination",
 ]
 
 

@@ -60,7 +60,10 @@ def add_model(
     """Add a model's replicas and everything that must hold for it alone; returns the variable of each variant."""
     if variants is None:
         variants = [c for c in range(len(model.variants)) if model.upper[c] > 0]
-    replicas = {c: program.add_variable(upper=float(model.upper[c]), integer=whole) for c in variants}
+    replicas = {
+        c: program.add_variable(lower=float(model.lower[c]), upper=float(model.upper[c]), integer=whole)
+        for c in variants
+    }
     for c, n in replicas.items():
         add_change_cost(program, instance, model.variants[c], n)
     serving.least_replicas(program, model, replicas)

@@ -323,7 +323,7 @@ class _Explainer:
 
 
 def _banned(model: ServedModel, g: int) -> ServedModel:
-    upper = np.where(model.gpu == g, 0, model.upper)
+    upper = np.where(model.gpu == g, model.lower, model.upper)
     load = np.where((model.gpu == g)[None, :], np.inf, model.load)
     return replace(model, upper=upper, load=load)
 

@@ -27,7 +27,8 @@ class ServedModel:
 
     ``load`` [B, C] is the share of one replica that the whole rate of a bucket takes, r_b / T[b,c]; infinite where a
     variant cannot serve (throughput 0, or quality below the minimum). ``upper`` [C] bounds the replicas of any best
-    plan. ``gpu`` [C] is the index of the GPU type, ``gpus`` [C] the GPUs of a replica.
+    plan; ``lower`` [C] are those every plan must have. ``gpu`` [C] is the index of the GPU type, ``gpus`` [C] the
+    GPUs of a replica.
     """
 
     index: int
@@ -36,6 +37,7 @@ class ServedModel:
     rate_rps: NDArray[np.float64]
     load: NDArray[np.float64]
     upper: NDArray[np.int64]
+    lower: NDArray[np.int64]
     gpu: NDArray[np.int64]
     gpus: NDArray[np.int64]
     spot: NDArray[np.bool_]
@@ -122,6 +124,7 @@ def serve_model(instance: GpuMixInstance, index: int) -> ServedModel:
         rate_rps=rate[busy],
         load=load,
         upper=upper,
+        lower=np.array([v.min_replicas for v in demand.variants], dtype=np.int64),
         gpu=np.array([names[v.gpu_type] for v in demand.variants], dtype=np.int64),
         gpus=np.array([v.gpus_per_replica for v in demand.variants], dtype=np.int64),
         spot=spot,
@@ -147,6 +150,7 @@ def _replica_bounds(
     stock = {offer.name: (offer.available, offer.spot_available) for offer in instance.gpu_types}
     for c, variant in enumerate(demand.variants):
         if not allowed[c]:
+            upper[c] = variant.min_replicas
             continue
         if everything[c] > MOST_REPLICAS:
             raise InputError(
@@ -160,7 +164,9 @@ def _replica_bounds(
         available = stock[variant.gpu_type][1 if variant.spot else 0]
         if available is not None:
             bound = min(bound, available // variant.gpus_per_replica)
-        upper[c] = bound
+        if variant.max_replicas is not None:
+            bound = min(bound, variant.max_replicas)
+        upper[c] = max(bound, variant.min_replicas)
     return upper
 
 

@@ -61,8 +61,8 @@ def undominated(model: ServedModel, prices: NDArray[np.float64]) -> list[int]:
     """
     usable = [
         c
-        for c, variant in enumerate(model.variants)
-        if model.upper[c] > 0 and (model.served_by[:, c].any() or variant.current_replicas is not None)
+        for c in range(len(model.variants))
+        if model.upper[c] > 0 and (model.served_by[:, c].any() or _stays(model, c))
     ]
     with np.errstate(divide="ignore"):
         rate = np.where(model.served_by, 1.0 / model.load, 0.0)
@@ -70,9 +70,7 @@ def undominated(model: ServedModel, prices: NDArray[np.float64]) -> list[int]:
     enough = np.ceil(finite) + model.must_survive
     kept: list[int] = []
     for c in sorted(usable, key=lambda j: (prices[j], j)):
-        if model.variants[c].current_replicas is None and any(
-            _stands_in(model, rate, enough, prices, c=c, d=d) for d in kept
-        ):
+        if not _stays(model, c) and any(_stands_in(model, rate, enough, prices, c=c, d=d) for d in kept):
             continue
         kept.append(c)
     return sorted(kept)
@@ -84,11 +82,12 @@ def competitive(
     """Variants that serve some bucket at most ``ratio`` dearer than the cheapest variant does, or run already."""
     cost = model.priced_load(prices)[:, variants]
     near = (cost <= (1.0 + ratio) * cost.min(axis=1, keepdims=True)).any(axis=0)
-    return [
-        c
-        for c, kept in zip(variants, near, strict=True)
-        if kept or model.variants[c].current_replicas is not None
-    ]
+    return [c for c, kept in zip(variants, near, strict=True) if kept or _stays(model, c)]
+
+
+def _stays(model: ServedModel, c: int) -> bool:
+    """Whether a variant matters even if it serves nothing: it runs already, or must."""
+    return model.variants[c].current_replicas is not None or bool(model.lower[c] > 0)
 
 
 def _stands_in(

@@ -10,8 +10,8 @@ from typing import Literal
 
 from solver.domain.gpu_mix import GpuMixInstance, GpuOffer, ModelDemand
 
-RuleKind = Literal["quality", "survive", "budget", "power-limit", "gpu-limit"]
-RULES: tuple[RuleKind, ...] = ("quality", "survive", "budget", "power-limit", "gpu-limit")
+RuleKind = Literal["quality", "survive", "budget", "power-limit", "gpu-limit", "replica-limit"]
+RULES: tuple[RuleKind, ...] = ("quality", "survive", "budget", "power-limit", "gpu-limit", "replica-limit")
 """Kinds of rules that can make a problem infeasible, in the order in which they are named as the reason."""
 
 
@@ -30,7 +30,18 @@ def without_rule(instance: GpuMixInstance, kind: RuleKind) -> GpuMixInstance:
         return replace(instance, budget_usd_per_h=None)
     if kind == "power-limit":
         return replace(instance, power_limit_w=None)
+    if kind == "replica-limit":
+        return _without_replica_limits(instance)
     return without_stock_limits(instance, {offer.name for offer in instance.gpu_types})
+
+
+def _without_replica_limits(instance: GpuMixInstance) -> GpuMixInstance:
+    """Drop the least and most replicas of all variants."""
+    models = tuple(
+        replace(model, variants=tuple(replace(v, min_replicas=0, max_replicas=None) for v in model.variants))
+        for model in instance.models
+    )
+    return replace(instance, models=models)
 
 
 def has_rule(instance: GpuMixInstance, kind: RuleKind) -> bool:

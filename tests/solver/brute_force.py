@@ -19,7 +19,7 @@ from solver.domain.gpu_mix import GpuMixInstance, ModelDemand
 Counts = tuple[int, ...]
 Ints = npt.NDArray[np.int64]
 
-LIMIT_KINDS = ("quality", "survive", "budget", "power-limit", "gpu-limit")
+LIMIT_KINDS = ("quality", "survive", "budget", "power-limit", "gpu-limit", "replica-limit")
 
 
 class TooLarge(Exception):  # noqa: N818 - not an error: the caller draws a smaller problem
@@ -76,6 +76,17 @@ def without(instance: GpuMixInstance, kind: str) -> GpuMixInstance:
         case "gpu-limit":
             free = [replace(offer, available=None, spot_available=None) for offer in instance.gpu_types]
             return replace(instance, gpu_types=tuple(free))
+        case "replica-limit":
+            models = (
+                replace(
+                    model,
+                    variants=tuple(
+                        replace(variant, min_replicas=0, max_replicas=None) for variant in model.variants
+                    ),
+                )
+                for model in instance.models
+            )
+            return replace(instance, models=tuple(models))
     raise ValueError(kind)
 
 
@@ -175,7 +186,20 @@ def _most(model: ModelDemand, c: int, least: int) -> int:
 
 def _servings(model: ModelDemand, most_vectors: int, least: int) -> Iterator[Counts]:
     """Yield the vectors of replicas that serve a model; more replicas never serve less."""
-    ranges = [range(_most(model, c, least) + 1) for c in range(len(model.variants))]
+    ranges = [
+        range(
+            variant.min_replicas,
+            1
+            + max(
+                variant.min_replicas,
+                min(
+                    _most(model, c, least),
+                    10**9 if variant.max_replicas is None else variant.max_replicas,
+                ),
+            ),
+        )
+        for c, variant in enumerate(model.variants)
+    ]
     if math.prod(len(counts) for counts in ranges) > most_vectors:
         raise TooLarge
     servings: set[Counts] = set()

@@ -58,6 +58,8 @@ def _variants(draw: st.DrawFn, offers: tuple[GpuOffer, ...], version: int) -> Va
         precision=draw(st.sampled_from((None, "bf16", "fp8"))),
         quality_ratio=draw(st.sampled_from((1.0, 1.0, 0.98, 0.9))),
         current_replicas=current_replicas,
+        min_replicas=draw(st.sampled_from((0, 0, 0, 1))),
+        max_replicas=draw(st.sampled_from((None, None, None, 1, 2, 3))),
     )
 
 
