@@ -1,0 +1,210 @@
+"""Decides for all services of a cluster at once: the cheapest replicas of each within the GPUs they share.
+
+It exists as the Planner's first stage in the operator. Services that meet no short GPU are solved alone, which is
+exact: if the separate optima fit the pools together, no joint plan is cheaper. Only services that meet in a pool that
+would be overdrawn are solved together. It applies nothing and knows no time but its limit.
+
+Who counts how (contracts.md): fixed and proposed services count with the GPUs they hold now when services whose plans
+are applied are decided; proposals are then made within what those leave.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from solver.check import check_gpu_mix
+from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState, Stance
+from solver.domain.deadline import Clock, Deadline
+from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
+from solver.gpu_mix.prepare import serve_model
+from solver.gpu_mix.routing import route
+from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
+from solver.services.problem import alone, together
+
+LEAST_LIMIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecideOptions:
+    """Seconds for everything, the gap at which to stop, the seed of the search."""
+
+    time_limit_s: float = 30.0
+    gap_ratio: float = 1e-4
+    seed: int = 0
+
+
+def decide(
+    state: ClusterState,
+    *,
+    options: DecideOptions,
+    clock: Clock,
+    known: dict[ServiceState, GpuMixPlan] | None = None,
+) -> tuple[ServiceDecision, ...]:
+    """Decide for every service that is not fixed, in the order of the state.
+
+    ``known`` keeps what was solved alone, so that a service whose inputs did not change is not solved again; it is
+    filled in place and entries of other services are dropped.
+
+    Raises
+    ------
+    RuntimeError
+        If a plan fails its independent check: that is a bug, and nothing of it may be applied.
+    """
+    deadline = Deadline.after(options.time_limit_s, clock)
+    kept = {} if known is None else known
+    moving = {service.name: service for service in state.services if service.stance is not Stance.FIXED}
+    present = set(moving.values())
+    for stale in [service for service in kept if service not in present]:
+        del kept[stale]
+    capacity = {pool.name: pool.gpus for pool in state.pools}
+    held = {service.name: _held(service) for service in state.services}
+    decided: dict[str, ServiceDecision] = {}
+    for stance in (Stance.APPLIED, Stance.PROPOSED):
+        group = [service for service in moving.values() if service.stance is stance]
+        if not group:
+            continue
+        others = [use for name, use in held.items() if name not in {s.name for s in group}]
+        free = {pool: gpus - sum(use.get(pool, 0) for use in others) for pool, gpus in capacity.items()}
+        for decision in _decide_group(
+            group, free, options=options, deadline=deadline, clock=clock, known=kept
+        ):
+            decided[decision.service] = decision
+            if decision.replicas is not None and stance is Stance.APPLIED:
+                held[decision.service] = _use(moving[decision.service], decision.replicas)
+    return tuple(decided[name] for name in moving)
+
+
+def _held(service: ServiceState) -> dict[str, int]:
+    return _use(service, [variant.held for variant in service.variants])
+
+
+def _use(service: ServiceState, replicas: Iterable[int]) -> dict[str, int]:
+    """GPUs by pool."""
+    use: dict[str, int] = {}
+    for variant, count in zip(service.variants, replicas, strict=True):
+        use[variant.pool] = use.get(variant.pool, 0) + variant.gpus_per_replica * count
+    return use
+
+
+def _decide_group(
+    group: Sequence[ServiceState],
+    free: Mapping[str, int],
+    *,
+    options: DecideOptions,
+    deadline: Deadline,
+    clock: Clock,
+    known: dict[ServiceState, GpuMixPlan],
+) -> list[ServiceDecision]:
+    plans: dict[str, GpuMixPlan] = {}
+    for waiting, service in zip(range(len(group), 0, -1), group, strict=True):
+        plan = known.get(service)
+        if plan is None:
+            share_s = max(LEAST_LIMIT_S, 4 * deadline.remaining_s() / (waiting + 3))
+            plan = _solve(alone(service), options, min(share_s, deadline.remaining_s()), clock)
+            if plan.status is not PlanStatus.TIMED_OUT:
+                known[service] = plan
+        plans[service.name] = plan
+    decisions = {
+        service.name: _described(service, plans[service.name], 0, plans[service.name]) for service in group
+    }
+    for crowd in _crowds(group, decisions, free):
+        budget = dict(free)
+        for service in group:  # services that have no plan keep what they hold
+            if service not in crowd:
+                replicas = decisions[service.name].replicas
+                use = _held(service) if replicas is None else _use(service, replicas)
+                for pool, gpus in use.items():
+                    budget[pool] -= gpus
+        joint = _solve(together(crowd, budget), options, max(LEAST_LIMIT_S, deadline.remaining_s()), clock)
+        for m, service in enumerate(crowd):
+            decisions[service.name] = _described(service, joint, m, plans[service.name], crowd=len(crowd))
+    return [decisions[service.name] for service in group]
+
+
+def _crowds(
+    group: Sequence[ServiceState], decisions: Mapping[str, ServiceDecision], free: Mapping[str, int]
+) -> list[list[ServiceState]]:
+    """Services that meet in a pool that would be overdrawn, with all they share pools with in turn."""
+    use = dict.fromkeys(free, 0)
+    for service in group:
+        replicas = decisions[service.name].replicas
+        spent = _held(service) if replicas is None else _use(service, replicas)
+        for pool, gpus in spent.items():
+            use[pool] = use.get(pool, 0) + gpus
+    short = {pool for pool, gpus in use.items() if gpus > free.get(pool, 0)}
+    able = [service for service in group if decisions[service.name].replicas is not None]
+    crowds: list[list[ServiceState]] = []
+    while short:
+        pools = {short.pop()}
+        crowd: list[ServiceState] = []
+        grown = True
+        while grown:
+            grown = False
+            for service in able:
+                own = {variant.pool for variant in service.variants}
+                if service not in crowd and own & pools:
+                    crowd.append(service)
+                    pools |= own
+                    grown = True
+        short -= pools
+        if crowd:
+            crowds.append([service for service in able if service in crowd])
+    return crowds
+
+
+def _solve(instance: GpuMixInstance, options: DecideOptions, time_limit_s: float, clock: Clock) -> GpuMixPlan:
+    plan = solve_gpu_mix(
+        instance,
+        options=SolveOptions(
+            time_limit_s=max(LEAST_LIMIT_S, time_limit_s), gap_ratio=options.gap_ratio, seed=options.seed
+        ),
+        clock=clock,
+    )
+    violations = check_gpu_mix(instance, plan)
+    if violations:
+        raise RuntimeError(f"the plan of {instance.name} fails its check: {violations[0]}")
+    return plan
+
+
+def _described(
+    service: ServiceState, plan: GpuMixPlan, index: int, apart: GpuMixPlan, *, crowd: int = 0
+) -> ServiceDecision:
+    """Take one service's part out of a plan; its bound is that of the service alone, which holds in company too."""
+    if not plan.replicas:
+        reason = plan.infeasible
+        return ServiceDecision(
+            service=service.name,
+            status=plan.status.value,
+            reason="timed-out" if reason is None else reason.kind,
+            message="no plan was found within the time limit" if reason is None else reason.message,
+            together_with=crowd,
+        )
+    replicas = plan.replicas[index]
+    cost = sum(v.price_usd_per_h * n for v, n in zip(service.variants, replicas, strict=True))
+    change = 0.0
+    for variant, count in zip(service.variants, replicas, strict=True):
+        more = count - variant.replicas
+        per_gpu = service.start_cost_usd if more > 0 else service.stop_cost_usd
+        change += abs(more) * variant.gpus_per_replica * per_gpu
+    bound = apart.lower_bound_usd_per_h
+    if bound is not None:  # of cost and change together; what is stated speaks of the cost
+        bound = max(0.0, cost - max(0.0, cost + change - bound))
+    return ServiceDecision(
+        service=service.name,
+        status=plan.status.value,
+        replicas=replicas,
+        cost_usd_per_h=cost,
+        lower_bound_usd_per_h=bound,
+        gap_ratio=None if bound is None else (cost - bound) / max(abs(cost), 1e-9),
+        routing=tuple(
+            (share.bucket, share.config, share.share) for share in plan.routing if share.model == service.name
+        ),
+        together_with=crowd,
+    )
+
+
+def serves(service: ServiceState, replicas: Sequence[int], *, headroom_ratio: float = 0.0) -> bool:
+    """Whether so many replicas carry the traffic of the service, with so much room to spare."""
+    problem = alone(service)
+    model = replace(problem.models[0], headroom_ratio=headroom_ratio, survive=0)
+    routing = route(serve_model(replace(problem, models=(model,)), 0), replicas)
+    return routing is not None and routing.fits
