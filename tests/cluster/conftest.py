@@ -1,12 +1,15 @@
 """One control plane for all tests of this folder; they run in one process (``--dist loadgroup``)."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.cluster.binaries import REQUIRED, UnavailableError, control_plane_binaries
+from tests.cluster.binaries import UnavailableError, control_plane_binaries, others_crds, program, required
 from tests.cluster.control_plane import ControlPlane, control_plane
+
+Found = TypeVar("Found")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,11 +22,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """Return a running control plane."""
-    try:
-        binaries = control_plane_binaries()
-    except UnavailableError as error:
-        if os.environ.get(REQUIRED):
-            raise
-        pytest.skip(str(error))
+    binaries = _found(control_plane_binaries)
     with control_plane(binaries, tmp_path_factory.mktemp("plane")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """Return Helm of the pinned version."""
+    return _found(lambda: program("helm"))
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Path:
+    """Return kubectl of the server's version."""
+    return _found(lambda: program("kubectl"))
+
+
+@pytest.fixture(scope="session")
+def definitions_of_others() -> list[Path]:
+    """Return the files that define LeaderWorkerSet, HTTPRoute, ServiceMonitor and PrometheusRule."""
+    return _found(others_crds)
+
+
+def _found(find: Callable[[], Found]) -> Found:
+    """Find programs; without them a test is skipped, or fails where they are required."""
+    try:
+        return find()
+    except UnavailableError as error:
+        if required():
+            raise
+        pytest.skip(str(error))

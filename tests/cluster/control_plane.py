@@ -61,7 +61,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def control_plane(binaries: Path, folder: Path) -> Iterator[ControlPlane]:
+def control_plane(binaries: Mapping[str, Path], folder: Path) -> Iterator[ControlPlane]:
     """Run a control plane while the context lasts."""
     etcd, peers, api = free_port(), free_port(), free_port()
     plane = ControlPlane(folder=folder, server=f"https://127.0.0.1:{api}")
@@ -73,7 +73,7 @@ def control_plane(binaries: Path, folder: Path) -> Iterator[ControlPlane]:
     try:
         _start(
             plane,
-            binaries / "etcd",
+            binaries["etcd"],
             "--unsafe-no-fsync",
             f"--data-dir={folder / 'etcd'}",
             f"--listen-client-urls=http://127.0.0.1:{etcd}",
@@ -84,7 +84,7 @@ def control_plane(binaries: Path, folder: Path) -> Iterator[ControlPlane]:
         )
         _start(
             plane,
-            binaries / "kube-apiserver",
+            binaries["kube-apiserver"],
             f"--etcd-servers=http://127.0.0.1:{etcd}",
             f"--cert-dir={folder / 'certificates'}",
             f"--secure-port={api}",
@@ -104,15 +104,15 @@ def control_plane(binaries: Path, folder: Path) -> Iterator[ControlPlane]:
             raise RuntimeError(f"the API server did not become ready; logs in {folder}")
         common = (f"--kubeconfig={plane.kubeconfig}", "--bind-address=127.0.0.1", "--leader-elect=false")
         manager = (*common, f"--secure-port={free_port()}", f"--service-account-private-key-file={key}")
-        _start(plane, binaries / "kube-controller-manager", *manager)
-        _start(plane, binaries / "kube-scheduler", *common, f"--secure-port={free_port()}")
+        _start(plane, binaries["kube-controller-manager"], *manager)
+        _start(plane, binaries["kube-scheduler"], *common, f"--secure-port={free_port()}")
         _start(
             plane,
-            binaries / "kwok",
+            binaries["kwok"],
             f"--kubeconfig={plane.kubeconfig}",
             "--manage-all-nodes=true",
             "--node-lease-duration-seconds=40",
-            f"--config={binaries / 'stages.yaml'}",
+            f"--config={binaries['stages.yaml']}",
             f"--server-address=127.0.0.1:{free_port()}",
         )
         yield plane
