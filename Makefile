@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= auto
 DATA ?= ../shared/data
 
-.PHONY: help setup demo test check bench docs lock clean
+.PHONY: help setup demo test check bench docs generate lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,7 @@ check: setup  ## lint, formatting, types, import contracts, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m controller.resources.generate --check
 
 bench: setup  ## print ratios against peers' methods (BENCH_JSON=file keeps them)
 	@$(BIN)/python -m benchmarks.run
@@ -39,6 +40,9 @@ bench: setup  ## print ratios against peers' methods (BENCH_JSON=file keeps them
 docs: setup  ## write docs/accuracy.md and docs/papers.md again from the measured tables and traces in $(DATA)
 	@$(BIN)/python -m benchmarks.accuracy --data $(DATA) --out docs/accuracy.md
 	@$(BIN)/python -m benchmarks.papers --data $(DATA) --out docs/papers.md
+
+generate: setup  ## write the chart's CustomResourceDefinitions from controller/resources
+	@$(BIN)/python -m controller.resources.generate
 
 lock: setup  ## lock the newest allowed versions again
 	@$(BIN)/python -m pip install --quiet uv

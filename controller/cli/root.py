@@ -19,6 +19,7 @@ from solver.domain.errors import InputError
 COMMANDS = {
     "catalogue": "controller.cli.catalogue:catalogue",
     "compare": "controller.cli.compare:compare",
+    "controller": "controller.cli.controller:controller",
     "demo": "controller.cli.demo:demo",
     "plan": "controller.cli.plan:plan",
     "simulate": "controller.cli.simulate:simulate",

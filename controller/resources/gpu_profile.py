@@ -80,6 +80,6 @@ class GpuProfileStatus(Part):
     """What Ballast makes of the profile."""
 
     observed_generation: int = Field(default=0, ge=0)
-    conditions: Conditions
+    conditions: Conditions = ()
     message: Text = ""
     checked_at: Time | None = None

@@ -218,7 +218,7 @@ class ModelServiceStatus(Part):
     """What Ballast sees and wants."""
 
     observed_generation: int = Field(default=0, ge=0)
-    conditions: Conditions
+    conditions: Conditions = ()
     demand: DemandStatus | None = None
     current: tuple[CurrentReplicas, ...] = Field(
         default=(), max_length=MOST_VARIANTS, json_schema_extra=list_map("variant")

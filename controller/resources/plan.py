@@ -110,7 +110,7 @@ class PlanStatus(Part):
         default=0, ge=0, description="Index of the step under way; the number of steps when done."
     )
     steps: int = Field(default=0, ge=0)
-    conditions: Conditions
+    conditions: Conditions = ()
     approved_digest: str = Field(default="", max_length=128)
     digest: str = Field(
         default="", max_length=128, description="The digest of the spec that this status speaks of."

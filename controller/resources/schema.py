@@ -60,9 +60,7 @@ class Condition(Part):
     observed_generation: int = Field(default=0, ge=0)
 
 
-Conditions = Annotated[
-    tuple[Condition, ...], Field(default=(), max_length=32, json_schema_extra=list_map("type"))
-]
+Conditions = Annotated[tuple[Condition, ...], Field(max_length=32, json_schema_extra=list_map("type"))]
 
 
 class TargetRef(Part):

@@ -8,7 +8,7 @@ Who counts how (contracts.md): fixed and proposed services count with the GPUs t
 are applied are decided; proposals are then made within what those leave.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from solver.check import check_gpu_mix
@@ -38,11 +38,13 @@ def decide(
     options: DecideOptions,
     clock: Clock,
     known: dict[ServiceState, GpuMixPlan] | None = None,
+    at: Callable[[str], None] = lambda _: None,
 ) -> tuple[ServiceDecision, ...]:
     """Decide for every service that is not fixed, in the order of the state.
 
     ``known`` keeps what was solved alone, so that a service whose inputs did not change is not solved again; it is
-    filled in place and entries of other services are dropped.
+    filled in place and entries of others are dropped. ``at`` is told what is solved next (names of services joined
+    by +), so that whoever must stop a solve knows whose it was.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def decide(
         others = [use for name, use in held.items() if name not in {s.name for s in group}]
         free = {pool: gpus - sum(use.get(pool, 0) for use in others) for pool, gpus in capacity.items()}
         for decision in _decide_group(
-            group, free, options=options, deadline=deadline, clock=clock, known=kept
+            group, free, options=options, deadline=deadline, clock=clock, known=kept, at=at
         ):
             decided[decision.service] = decision
             if decision.replicas is not None and stance is Stance.APPLIED:
@@ -93,12 +95,14 @@ def _decide_group(
     deadline: Deadline,
     clock: Clock,
     known: dict[ServiceState, GpuMixPlan],
+    at: Callable[[str], None],
 ) -> list[ServiceDecision]:
     plans: dict[str, GpuMixPlan] = {}
     for waiting, service in zip(range(len(group), 0, -1), group, strict=True):
         plan = known.get(service)
         if plan is None:
             share_s = max(LEAST_LIMIT_S, 4 * deadline.remaining_s() / (waiting + 3))
+            at(service.name)
             plan = _solve(alone(service), options, min(share_s, deadline.remaining_s()), clock)
             if plan.status is not PlanStatus.TIMED_OUT:
                 known[service] = plan
@@ -114,6 +118,7 @@ def _decide_group(
                 use = _held(service) if replicas is None else _use(service, replicas)
                 for pool, gpus in use.items():
                     budget[pool] -= gpus
+        at("+".join(service.name for service in crowd))
         joint = _solve(together(crowd, budget), options, max(LEAST_LIMIT_S, deadline.remaining_s()), clock)
         for m, service in enumerate(crowd):
             decisions[service.name] = _described(service, joint, m, plans[service.name], crowd=len(crowd))

@@ -1,0 +1,128 @@
+"""``ballast controller run``: the operator of a cluster, as the chart's Deployment starts it."""
+
+import os
+import socket
+import sys
+from typing import Any
+
+import click
+
+from controller.cli.lazy import LazyGroup
+
+NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+@click.group(cls=LazyGroup, members={"run": "controller.cli.controller:run"})
+def controller() -> None:
+    """Run the operator.
+
+    Example: ballast controller run --namespace ballast-system
+    """
+
+
+def _own_namespace() -> str:
+    try:
+        with open(NAMESPACE_FILE, encoding="utf-8") as file:  # noqa: PTH123 - a path of the kubelet's
+            return file.read().strip()
+    except OSError:
+        return os.environ.get("POD_NAMESPACE", "ballast-system")
+
+
+@click.command("run")
+@click.option("--namespace", metavar="NAME", help="Namespace of the Lease; the pod's own by default.")
+@click.option("--identity", metavar="NAME", help="Name in the Lease; the pod's (or host's) name by default.")
+@click.option("--kubeconfig", type=click.Path(), help="Cluster to talk to; the one it runs in by default.")
+@click.option("--watch-namespaces", metavar="A,B", default="", help="Only these namespaces; all by default.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address for /metrics and probes.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--plan-interval", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--debounce",
+    type=click.FloatRange(0),
+    default=2.0,
+    show_default=True,
+    help="Quiet seconds before a solve.",
+)
+@click.option("--solve-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds.")
+@click.option("--solver-memory-mib", type=click.IntRange(64), default=4096, show_default=True)
+@click.option(
+    "--sample-interval", type=click.FloatRange(0.1), default=15.0, show_default=True, help="Seconds."
+)
+@click.option(
+    "--audit-interval", type=click.FloatRange(0.5), default=30.0, show_default=True, help="Seconds."
+)
+@click.option(
+    "--watch-inactivity", type=click.FloatRange(1), default=70.0, show_default=True, help="Seconds."
+)
+@click.option("--lease-duration", type=click.FloatRange(1), default=15.0, show_default=True, help="Seconds.")
+@click.option(
+    "--renew-deadline", type=click.FloatRange(0.5), default=10.0, show_default=True, help="Seconds."
+)
+@click.option("--retry-period", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option(
+    "--gpu-label", default="nvidia.com/gpu.product", show_default=True, help="Node label of the GPU."
+)
+@click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True)
+@click.option(
+    "--database-url",
+    default="",
+    help="History: sqlite:///FILE or postgresql+psycopg://…; none: kept nowhere.",
+)
+@click.option("--paused", is_flag=True, help="Hold everything as it is; only say what is seen.")
+@click.option("--log-format", type=click.Choice(["json", "console"]), default="json", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True
+)
+def run(**options: Any) -> None:
+    """Watch ModelServices, plan, and bring approved plans about, as one of several replicas.
+
+    Example: ballast controller run --kubeconfig ~/.kube/config --namespace ballast-system --log-format console
+    """
+    from controller.operator.logs import set_up_logs
+
+    set_up_logs(options["log_format"], options["log_level"])
+    from controller.operator.api import ApiError
+    from controller.operator.brain import BrainLimits
+    from controller.operator.leader import LeaseTimes
+    from controller.operator.loop import LoopSettings
+    from controller.operator.run import Operator, OperatorSettings
+    from solver.domain.errors import InputError
+
+    try:
+        times = LeaseTimes(
+            duration_s=options["lease_duration"],
+            renew_deadline_s=options["renew_deadline"],
+            retry_s=options["retry_period"],
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    settings = OperatorSettings(
+        namespace=options["namespace"] or _own_namespace(),
+        identity=options["identity"] or os.environ.get("POD_NAME") or socket.gethostname(),
+        kubeconfig=options["kubeconfig"],
+        watch_namespaces=tuple(n.strip() for n in options["watch_namespaces"].split(",") if n.strip()),
+        host=options["host"],
+        port=options["port"],
+        lease=times,
+        loop=LoopSettings(
+            plan_interval_s=options["plan_interval"],
+            debounce_s=options["debounce"],
+            paused=options["paused"],
+            gpu_label=options["gpu_label"],
+        ),
+        brain=BrainLimits(solve_s=options["solve_limit"], memory_mib=options["solver_memory_mib"]),
+        gpu_resource=options["gpu_resource"],
+        sample_s=options["sample_interval"],
+        audit_s=options["audit_interval"],
+        watch_inactivity_s=options["watch_inactivity"],
+        database_url=options["database_url"],
+    )
+    try:
+        operator = Operator(settings)
+    except ApiError as error:
+        raise InputError(
+            str(error), right="a reachable cluster with the chart installed; see: ballast doctor"
+        ) from error
+    code = operator.run()
+    sys.stderr.flush()
+    os._exit(code)  # the lease is handed over; threads of the watch need not be waited for

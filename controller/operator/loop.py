@@ -1,0 +1,498 @@
+"""The one loop of the leader: look, decide, write Plans, bring them forward, say how things stand.
+
+It exists because the optimum is a global one: handlers of single objects cannot find it. Every round starts from what
+is observed, never from what an earlier round remembers; memory is only used not to do work twice. It runs on the
+leader alone and writes through an `Api` that refuses to write for anybody else.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+
+from controller.operator.annotated import wanted_services
+from controller.operator.api import (
+    CONTROLLER,
+    MODEL_SERVICES,
+    NODES,
+    PLANS,
+    PODS,
+    RESOURCE_SLICES,
+    STATUS,
+    TARGETS,
+    Api,
+    ApiError,
+    Object,
+)
+from controller.operator.brain import Brain
+from controller.operator.inventory import (
+    Inventory,
+    InventoryRules,
+    PoolKey,
+    published_devices,
+    take_inventory,
+)
+from controller.operator.notices import Notices
+from controller.operator.plans import standing_replicas, write_plan
+from controller.operator.rollout import Actuation, bring_forward, supersede
+from controller.operator.status import Progress, status_of, unchanged
+from controller.operator.targets import release
+from controller.operator.times import parse_time, written_time
+from controller.operator.traffic import Traffic
+from controller.operator.views import ADOPTED_BY, PAUSED, ServiceView, Views
+from controller.operator.world import Key, Target, World
+from controller.resources.kinds import API_VERSION
+from controller.resources.model_service import Mode
+from controller.resources.plan import Phase
+from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
+from solver.services.settle import Standing, settle
+from solver.services.steps import plan_steps
+
+log = structlog.get_logger(__name__)
+MEASURED_SLACK_RATIO = 0.5
+"""Measured traffic may use half of the headroom before more capacity is called for."""
+FAILED_WAIT_S = 60.0
+MOST_BACKOFF_S = 60.0
+WRITERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How often to look and to decide, and whether to act at all."""
+
+    plan_interval_s: float = 60.0
+    debounce_s: float = 2.0
+    most_debounce_s: float = 15.0
+    coalesce_s: float = 0.2
+    paused: bool = False
+    gpu_label: str = "nvidia.com/gpu.product"
+    dra_driver: str = "gpu.nvidia.com"
+
+
+@dataclass(slots=True, kw_only=True)
+class Backoff:
+    """Writes of one service that failed: it waits, the others do not."""
+
+    times: int = 0
+    until_s: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Loop:
+    """State of the loop that may be lost at any time."""
+
+    world: World
+    api: Api
+    views: Views
+    brain: Brain
+    notices: Notices
+    traffic_of: Callable[[Mapping[Key, Any]], Mapping[Key, Traffic]]
+    """Traffic of services by key, from their specs."""
+    settings: LoopSettings
+    epoch: Callable[[], int]
+    on_plan: Callable[..., None] = lambda *_args, **_kwargs: None
+    on_step: Callable[..., None] = lambda *_args, **_kwargs: None
+    on_round: Callable[..., None] = lambda *_args, **_kwargs: None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    rounds: int = 0
+    round_done_s: float = float("-inf")
+    """Monotonic time of the last whole round."""
+    _decided: dict[str, tuple[ServiceState, ServiceDecision]] = field(default_factory=dict)
+    _decided_pools: tuple[GpuPool, ...] = ()
+    _decided_s: float = float("-inf")
+    _solve_id: str = ""
+    _dirty_since_s: float | None = None
+    _backoffs: dict[str, Backoff] = field(default_factory=dict)
+    _written: dict[Key, tuple[Any, ...]] = field(default_factory=dict)
+    _failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WRITERS, "write"))
+
+    def run(self) -> None:
+        """Go round until stopped."""
+        seen = -1
+        while not self.stopping.is_set():
+            seen = self.world.wait(seen, timeout_s=self._nap_s())
+            self.stopping.wait(self.settings.coalesce_s)
+            if self.stopping.is_set():
+                return
+            began_s = time.monotonic()
+            try:
+                self.once()
+                error = ""
+            except ApiError as problem:
+                error = str(problem)
+                log.warning("round", error=error)
+            except Exception:
+                error = "internal error"
+                log.exception("round failed")
+            if error:
+                self.stopping.wait(1.0)
+            else:
+                self.round_done_s = time.monotonic()
+            self.rounds += 1
+            self.on_round(self, time.monotonic() - began_s, error)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _nap_s(self) -> float:
+        """Until the next planned look, at most 5 s, so that time limits are seen."""
+        if self._dirty_since_s is not None:
+            return 0.2
+        return 5.0
+
+    def once(self) -> None:
+        """One round."""
+        now_s = time.time()
+        now = written_time(now_s)
+        specs = self.views.specs()
+        owners = self.views.owners(specs)
+        autoscaled = self.views.autoscaled()
+        inventory = self._inventory(specs, owners)
+        traffic = self.traffic_of(specs)
+        views = {}
+        for key, entry in specs.items():
+            hold = self.brain.held(f"{key[0]}/{key[1]}", time.monotonic())
+            views[key] = self.views.view(
+                key,
+                entry,
+                traffic=traffic.get(key, Traffic()),
+                owners=owners,
+                autoscaled=autoscaled,
+                inventory=inventory,
+                hold=hold,
+            )
+        if not self.settings.paused:
+            self._annotated(owners)
+        progress: dict[Key, Progress] = {}
+        self._decide(views, inventory)
+        free = self._free(views, inventory)
+        for view in views.values():
+            progress[view.key] = self._advance(view, inventory, free, now=now, now_s=now_s)
+        if not self.settings.paused:
+            self._release(specs, owners)
+        self._statuses(views, progress, now)
+
+    # -- what there is ------------------------------------------------------------------------------------------
+
+    def _inventory(self, specs: Mapping[Key, Any], owners: Mapping[Any, Key]) -> Inventory:
+        pools: dict[PoolKey, list[Target]] = {}
+        ours = set()
+        for key, (_, spec, _) in specs.items():
+            for variant in spec.variants if spec is not None else ():
+                owner = (variant.target_ref.kind, key[0], variant.target_ref.name)
+                target = self.world.get(owner[0], (owner[1], owner[2]))
+                profile = self.views.profile(variant.gpu_profile)[0]
+                if profile is None:
+                    continue
+                targets = pools.setdefault(self.views.pool_of(profile), [])
+                if target is not None and owners.get(owner) == key:
+                    targets.append(target)
+                    ours.add(owner)
+        slices = self.world.all(RESOURCE_SLICES.kind)
+        return take_inventory(
+            self.world.all(NODES.kind),
+            self.world.all(PODS.kind),
+            pools,
+            ours=ours,
+            rules=InventoryRules(gpu_label=self.settings.gpu_label, labels_of=self.views.book.labels_of),
+            devices=published_devices(slices, self.settings.dra_driver) if slices else None,
+        )
+
+    def _free(self, views: Mapping[Key, ServiceView], inventory: Inventory) -> dict[str, int]:
+        free = dict(inventory.gpus)
+        for view in views.values():
+            for variant in view.state.variants if view.state is not None else ():
+                # what runs, not what a plan under way may hold later
+                target = next((v.target for v in view.variants if v.spec.name == variant.name), None)
+                if target is None:
+                    continue
+                owner = (target.kind, *target.key)
+                alive = (
+                    target.running if target.kind == "LeaderWorkerSet" else len(inventory.pods.get(owner, ()))
+                )
+                held = max(target.replicas, alive) * variant.gpus_per_replica
+                free[variant.pool] = free.get(variant.pool, 0) - held
+        return free
+
+    # -- decide -------------------------------------------------------------------------------------------------
+
+    def _decide(self, views: Mapping[Key, ServiceView], inventory: Inventory) -> None:
+        """Solve when something changed and has been quiet for a moment, or when it is time."""
+        services = tuple(view.state for view in views.values() if view.state is not None)
+        pools = tuple(GpuPool(name=name, gpus=gpus) for name, gpus in sorted(inventory.gpus.items()))
+        moving = {s.name: s for s in services if s.stance is not Stance.FIXED}
+        same = pools == self._decided_pools and all(
+            name in self._decided and self._decided[name][0] == state for name, state in moving.items()
+        )
+        now_s = time.monotonic()
+        if same and not (moving.keys() ^ self._decided.keys()):
+            self._dirty_since_s = None
+            return
+        if self._dirty_since_s is None:
+            self._dirty_since_s = now_s
+        quiet = now_s - self.world.changed_s >= self.settings.debounce_s
+        waited = now_s - self._dirty_since_s
+        if self._decided_s > float("-inf") and not quiet and waited < self.settings.most_debounce_s:
+            return
+        self._dirty_since_s = None
+        decisions = self.brain.decide(ClusterState(pools=pools, services=services))
+        self._decided_s = time.monotonic()
+        if decisions is None:
+            for name, setback in self.brain.setbacks.items():
+                self._failures[name] = (setback.reason, setback.message)
+            self.world.note()
+            return
+        self._solve_id = uuid.uuid4().hex[:12]
+        self._decided_pools = pools
+        self._decided = {d.service: (moving[d.service], d) for d in decisions}
+        for name in [name for name in self._failures if name not in self.brain.setbacks]:
+            del self._failures[name]
+        self.on_plan(self, decisions)
+
+    # -- act ----------------------------------------------------------------------------------------------------
+
+    def _advance(
+        self, view: ServiceView, inventory: Inventory, free: dict[str, int], *, now: str, now_s: float
+    ) -> Progress:
+        reason, message = self._failures.get(view.name, ("", ""))
+        setback = self.brain.setbacks.get(view.name)
+        if setback is not None and not reason:
+            reason, message = setback.reason, setback.message
+        known = self._decided.get(view.name)
+        decision = known[1] if known is not None else None
+        progress = Progress(decision=decision, solver_reason=reason, solver_message=message)
+        if self.settings.paused:
+            return replace(progress, held="paused by the chart's values: nothing is changed")
+        if view.spec is None or view.paused:
+            return progress
+        backoff = self._backoffs.get(view.name)
+        if backoff is not None and time.monotonic() < backoff.until_s:
+            return progress
+        act = Actuation(
+            api=self.api,
+            world=self.world,
+            free_gpus=free,
+            epoch=self.epoch(),
+            now=now,
+            now_s=now_s,
+            event=self.notices.event,
+            on_step=self.on_step,
+        )
+        try:
+            if view.spec.mode is Mode.OBSERVE:
+                supersede(view, act, "mode Observe: the plan is not applied")
+                return progress
+            refused = ""
+            if known is not None and known[0] == view.state:
+                refused = self._propose(view, known[1], inventory, free, now=now, now_s=now_s)
+            waits_for = bring_forward(view, act) if self._plan_is_current(view) else ""
+        except ApiError as error:
+            self._back_off(view, error)
+            return progress
+        self._backoffs.pop(view.name, None)
+        return replace(progress, refused=refused, waits_for=waits_for)
+
+    def _plan_is_current(self, view: ServiceView) -> bool:
+        """Whether the view's Plan is the one in the cluster (not just replaced by us)."""
+        body = self.world.get(PLANS.kind, view.key)
+        return (
+            view.plan is not None and body is not None and body["spec"].get("digest") == view.plan.spec.digest
+        )
+
+    def _back_off(self, view: ServiceView, error: ApiError) -> None:
+        backoff = self._backoffs.setdefault(view.name, Backoff())
+        backoff.times += 1
+        wait_s = 0.2 if error.code == 409 else min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
+        backoff.until_s = time.monotonic() + wait_s
+        log.warning("write", service=view.name, code=error.code, error=str(error), again_in_s=wait_s)
+        if error.code != 409:
+            self.notices.event(view, "Warning", "WriteFailed", str(error))
+
+    def _propose(
+        self,
+        view: ServiceView,
+        decision: ServiceDecision,
+        inventory: Inventory,
+        free: Mapping[str, int],
+        *,
+        now: str,
+        now_s: float,
+    ) -> str:
+        """Replace the Plan if the decision calls for it; returns why it cannot be reached, if so."""
+        state, spec, plan = view.state, view.spec, view.plan
+        if decision.replicas is None or state is None or spec is None or state.stance is Stance.FIXED:
+            return ""
+        old = standing_replicas(plan, state)
+        status = None if plan is None else plan.current
+        since_s = float("inf")
+        if plan is not None:
+            since_s = now_s - parse_time(plan.spec.made_at)
+            if status is not None and status.phase is Phase.FAILED and since_s < FAILED_WAIT_S:
+                return ""
+        held: dict[str, int] = {}
+        for name, gpus in free.items():
+            held[name] = inventory.gpus.get(name, 0) - gpus
+        overdrawn = any(
+            held.get(variant.pool, 0) > inventory.gpus.get(variant.pool, 0) for variant in state.variants
+        )
+        verdict = settle(
+            state,
+            decision.replicas,
+            Standing(
+                replicas=old,
+                same_wish=plan is not None and plan.spec.model_service_ref.generation == view.generation,
+                since_s=since_s,
+                reached=status is not None and status.phase is Phase.APPLIED,
+            ),
+            settled=view.traffic.settled,
+            slack_ratio=0.0 if view.traffic.stated else MEASURED_SLACK_RATIO,
+            overdrawn=overdrawn,
+            min_interval_s=spec.change.min_interval_seconds,
+        )
+        rollout = None
+        if not verdict.replace:
+            waiting = (
+                status is not None and status.phase is Phase.PROPOSED and plan is not None and old is not None
+            )
+            if not waiting or plan is None or old is None:
+                return ""
+            # a proposal must start from what runs now, or its approval would not fit
+            first: dict[str, int] = {}
+            for step in plan.spec.steps:
+                first.setdefault(step.variant, step.from_replicas)
+            fits = all(first.get(v.name, v.replicas) == v.replicas for v in state.variants) and all(
+                v.name in first or want == v.replicas for v, want in zip(state.variants, old, strict=True)
+            )
+            if fits:
+                return ""
+            rollout = plan_steps(state, old, free)
+            if rollout.refused:
+                return rollout.refused
+            decision = replace(decision, replicas=old)
+        if rollout is None:
+            rollout = plan_steps(state, decision.replicas or (), free)
+        if rollout.refused:
+            return rollout.refused
+        written = write_plan(
+            view,
+            state,
+            decision,
+            rollout,
+            solve_id=self._solve_id,
+            made_at=now,
+            why=verdict.why if verdict.replace else "what runs changed",
+        )
+        body: Object = {
+            "metadata": {
+                "name": view.key[1],
+                "namespace": view.key[0],
+                "labels": {"app.kubernetes.io/managed-by": "ballast"},
+                "ownerReferences": [
+                    {
+                        "apiVersion": API_VERSION,
+                        "kind": MODEL_SERVICES.kind,
+                        "name": view.key[1],
+                        "uid": view.uid,
+                        "controller": True,
+                        "blockOwnerDeletion": False,
+                    }
+                ],
+            },
+            "spec": written.written(),
+        }
+        if plan is not None:
+            body["metadata"]["resourceVersion"] = plan.version
+        answer = self.api.apply(PLANS, body, manager=CONTROLLER, force=True)
+        self.world.put(PLANS.kind, answer)
+        self.notices.event(view, "Normal", "PlanMade", f"Plan {written.digest}: {written.reasons[0]}")
+        self.on_step(view, -1, "planned", written)
+        return ""
+
+    def _annotated(self, owners: Mapping[Any, Key]) -> None:
+        """Make an observing ModelService for targets that ask for one by annotation."""
+        named = set(owners)
+        for kind in TARGETS:
+            for target in self.world.all(kind).values():
+                body, trouble = wanted_services(target, named)
+                if trouble:
+                    self.notices.event_on(target, "Warning", "AnnotationsIncomplete", trouble)
+                if body is None:
+                    continue
+                try:
+                    self.api.create(MODEL_SERVICES, target.key[0], body)
+                except ApiError as error:
+                    if error.code != 409:
+                        self.notices.event_on(target, "Warning", "NoModelService", str(error))
+
+    def _release(self, specs: Mapping[Key, Any], owners: Mapping[Any, Key]) -> None:
+        """Give back targets whose service is gone, paused, only observes, or names them no more."""
+        for kind in TARGETS:
+            for target in self.world.all(kind).values():
+                adopter = target.annotations.get(ADOPTED_BY)
+                if adopter is None:
+                    continue
+                namespace, _, name = adopter.partition("/")
+                key = (namespace, name)
+                entry = specs.get(key)
+                if entry is not None:
+                    body, spec, _ = entry
+                    if spec is None:
+                        continue  # it cannot be read: nothing is changed
+                    annotations = body["metadata"].get("annotations") or {}
+                    idle = spec.paused or annotations.get(PAUSED) == "true" or spec.mode is Mode.OBSERVE
+                    named = owners.get((kind, *target.key)) == key
+                    if named and not idle:
+                        continue
+                backoff = self._backoffs.setdefault(f"release {kind} {target.key}", Backoff())
+                if time.monotonic() < backoff.until_s:
+                    continue
+                try:
+                    body = release(self.api, target)
+                except ApiError as error:
+                    backoff.times += 1
+                    backoff.until_s = time.monotonic() + min(MOST_BACKOFF_S, 0.2 * 2**backoff.times)
+                    log.warning("release", target=target.key[1], error=str(error))
+                    continue
+                self._backoffs.pop(f"release {kind} {target.key}", None)
+                if body is not None:
+                    self.world.put(kind, body)
+                self.notices.event_on(target, "Normal", "Released", f"left at {target.replicas} replicas")
+
+    # -- say ----------------------------------------------------------------------------------------------------
+
+    def _statuses(self, views: Mapping[Key, ServiceView], progress: Mapping[Key, Progress], now: str) -> None:
+        jobs = []
+        for key, view in views.items():
+            inputs = (view.body, view, progress[key])
+            known = self._written.get(key)
+            if known is not None and known[1] is view and known[2] == progress[key]:
+                continue
+            status = status_of(view, progress[key], now=now)
+            if unchanged(status, view.body.get("status") or {}):
+                self._written[key] = inputs
+                continue
+            jobs.append((view, status, inputs))
+        for gone in self._written.keys() - views.keys():
+            del self._written[gone]
+        errors = list(self._pool.map(self._write_status, jobs))
+        for error in errors:
+            if error is not None and error.code not in {404, 409}:
+                raise error
+
+    def _write_status(self, job: tuple[ServiceView, dict[str, Any], tuple[Any, ...]]) -> ApiError | None:
+        view, status, inputs = job
+        body: Object = {
+            "metadata": {"name": view.key[1], "namespace": view.key[0]},
+            "status": status,
+        }
+        try:
+            answer = self.api.apply(MODEL_SERVICES, body, manager=STATUS, subresource="status", force=True)
+        except ApiError as error:
+            return error
+        self._written[view.key] = inputs
+        self.world.put(MODEL_SERVICES.kind, answer)
+        return None

@@ -1,0 +1,146 @@
+"""Metrics and health of the operator over HTTP: ``/metrics``, ``/healthz``, ``/readyz``.
+
+It exists so that autoscalers can follow ``ballast_desired_replicas``, alerts can be raised, and the kubelet restarts a
+process that no longer sees or acts. It decides nothing.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from solver.domain.cluster import ServiceDecision
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(slots=True)
+class Metrics:
+    """All metrics of one process, in a registry of its own."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    reconcile: Histogram = field(init=False)
+    errors: Counter = field(init=False)
+    solver: Histogram = field(init=False)
+    gap: Gauge = field(init=False)
+    plan_age: Gauge = field(init=False)
+    desired: Gauge = field(init=False)
+    ready: Gauge = field(init=False)
+    cost: Gauge = field(init=False)
+    demand: Gauge = field(init=False)
+    telemetry_age: Gauge = field(init=False)
+    leader: Gauge = field(init=False)
+    pool: Gauge = field(init=False)
+    store_ready: Gauge = field(init=False)
+    _labels: dict[Gauge, set[tuple[str, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        registry = self.registry
+        service = ("namespace", "name")
+        self.reconcile = Histogram(
+            "ballast_reconcile_duration_seconds", "One round of the loop.", registry=registry, buckets=SECONDS
+        )
+        self.errors = Counter(
+            "ballast_reconcile_errors_total", "Rounds that failed.", ("reason",), registry=registry
+        )
+        self.solver = Histogram(
+            "ballast_solver_duration_seconds",
+            "One decision for all services.",
+            ("problem", "status"),
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.gap = Gauge("ballast_solver_gap_ratio", "Proved gap of a plan.", service, registry=registry)
+        self.plan_age = Gauge("ballast_plan_age_seconds", "Age of a plan.", service, registry=registry)
+        self.desired = Gauge(
+            "ballast_desired_replicas",
+            "Replicas that the plan in force wants.",
+            (*service, "variant", "accelerator", "target"),
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "ballast_ready_replicas", "Replicas that are ready.", (*service, "variant"), registry=registry
+        )
+        self.cost = Gauge("ballast_cost_usd_per_hour", "Cost of what runs.", service, registry=registry)
+        self.demand = Gauge("ballast_demand_rps", "Requests per second.", service, registry=registry)
+        self.telemetry_age = Gauge(
+            "ballast_telemetry_age_seconds",
+            "Age of the last sample.",
+            (*service, "source"),
+            registry=registry,
+        )
+        self.leader = Gauge("ballast_leader", "1 on the leader.", registry=registry)
+        self.pool = Gauge(
+            "ballast_pool_gpus",
+            "GPUs of a pool: schedulable for us, and free.",
+            ("pool", "state"),
+            registry=registry,
+        )
+        self.store_ready = Gauge("ballast_store_ready", "1 while history can be written.", registry=registry)
+
+    def set_all(self, gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
+        """Set a gauge for these labels and remove it for all others."""
+        present = set()
+        for labels, value in values:
+            gauge.labels(*labels).set(value)
+            present.add(labels)
+        for gone in self._labels.get(gauge, set()) - present:
+            gauge.remove(*gone)
+        self._labels[gauge] = present
+
+    def solved(self, decisions: tuple[ServiceDecision, ...] | None, seconds: float) -> None:
+        """Record a decision."""
+        status = "failed" if decisions is None else "done"
+        self.solver.labels("services", status).observe(seconds)
+
+
+@dataclass(slots=True, kw_only=True)
+class Page:
+    """The HTTP server; ``healthy`` and ``ready`` return an empty text or what is wrong."""
+
+    host: str
+    port: int
+    metrics: Metrics
+    healthy: Callable[[], str]
+    ready: Callable[[], str]
+    server: ThreadingHTTPServer | None = None
+
+    def start(self) -> int:
+        """Listen in a thread; returns the port."""
+        page = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                if path == "/metrics":
+                    self._send(200, generate_latest(page.metrics.registry), CONTENT_TYPE_LATEST)
+                elif path in {"/healthz", "/readyz"}:
+                    wrong = page.healthy() if path == "/healthz" else page.ready()
+                    self._send(503 if wrong else 200, (wrong or "ok").encode() + b"\n", "text/plain")
+                else:
+                    self._send(404, b"no such page; there are /metrics, /healthz and /readyz\n", "text/plain")
+
+            def _send(self, status: int, body: bytes, content_type: str) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Keep probes out of the log."""
+
+        self.server = ThreadingHTTPServer((self.host, self.port), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, name="page", daemon=True).start()
+        return int(self.server.server_address[1])
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self.server is not None:
+            self.server.shutdown()
+            self.server.server_close()

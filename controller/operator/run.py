@@ -1,0 +1,259 @@
+"""Puts the operator together and runs it until it is told to stop or loses its lease.
+
+It exists so that threads, their order and their end stand in one place:
+watch and audit fill the world on every replica; the election decides who leads; the loop, the sampler and the solver's
+child act on the leader only. A leader that may have lost its lease ends at once, without tidying up: everything it
+leaves behind can be continued. On SIGTERM it stops, then hands the lease over.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NoReturn
+
+import structlog
+
+from controller.operator.api import Api, ApiError, Resource, connect
+from controller.operator.brain import Brain, BrainLimits
+from controller.operator.leader import Election, LeaseTimes
+from controller.operator.loop import Loop, LoopSettings
+from controller.operator.metrics import Metrics, Page
+from controller.operator.notices import Notices
+from controller.operator.profiles import ProfileBook
+from controller.operator.runtime import Audit, Watch
+from controller.operator.sampler import Sampler
+from controller.operator.times import parse_time
+from controller.operator.views import Views
+from controller.operator.world import OPTIONAL, WATCHED, World
+from controller.resources.plan import Phase
+
+log = structlog.get_logger(__name__)
+SILENT_LIMIT_S = 30.0
+"""A watch known to be silent for so long is not healthy (it is known after at most two audits)."""
+STALE_LIMIT_S = 120.0
+"""A leader that finished no round for so long is not healthy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """Everything ``ballast controller run`` can be told."""
+
+    namespace: str
+    identity: str
+    kubeconfig: str | None = None
+    watch_namespaces: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    lease: LeaseTimes = field(default_factory=LeaseTimes)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    brain: BrainLimits = field(default_factory=BrainLimits)
+    gpu_resource: str = "nvidia.com/gpu"
+    sample_s: float = 15.0
+    audit_s: float = 30.0
+    watch_inactivity_s: float = 70.0
+    database_url: str = ""
+
+
+class Operator:
+    """One replica of the operator."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self.settings = settings
+        client = connect(settings.kubeconfig)
+        self.metrics = Metrics()
+        self.world = World(gpu_resource=settings.gpu_resource)
+        self.reading = Api(client=client)
+        self.election = Election(
+            api=Api(client=connect(settings.kubeconfig)),
+            namespace=settings.namespace,
+            identity=settings.identity,
+            times=settings.lease,
+            on_won=self._won,
+            on_lost=self._lost,
+        )
+        self.writing = Api(client=client, may_write=self.election.leads)
+        self.watch = Watch(
+            world=self.world,
+            resources=self._resources(),
+            settings=lambda: client.configuration,
+            namespaces=settings.watch_namespaces,
+            inactivity_s=settings.watch_inactivity_s,
+        )
+        self.audit = Audit(
+            world=self.world,
+            api=self.reading,
+            resources=self.watch.resources,
+            namespaces=settings.watch_namespaces,
+            interval_s=settings.audit_s,
+        )
+        self.notices = Notices(api=self.writing, instance=settings.identity)
+        self.sampler = Sampler(
+            world=self.world, api=self.reading, sample_s=settings.sample_s, active=self.election.leads
+        )
+        self.brain = Brain(limits=settings.brain)
+        self.loop = Loop(
+            world=self.world,
+            api=self.writing,
+            views=Views(world=self.world, book=ProfileBook(), gpu_label=settings.loop.gpu_label),
+            brain=self.brain,
+            notices=self.notices,
+            traffic_of=self.sampler.traffic_of,
+            settings=settings.loop,
+            epoch=lambda: self.election.term or 0,
+            on_plan=self._on_plan,
+            on_round=self._on_round,
+        )
+        self.primed = threading.Event()
+        self.ending = threading.Event()
+        self.won_s = float("inf")
+
+    def _resources(self) -> tuple[Resource, ...]:
+        """Leave out kinds that the cluster does not have; they are looked for again after a restart."""
+        found = []
+        for resource in WATCHED:
+            try:
+                listed = self.reading.names(
+                    resource,
+                    next(iter(self.settings.watch_namespaces), None) if resource.namespaced else None,
+                )
+            except ApiError as error:
+                if resource.kind in OPTIONAL and error.code in {403, 404}:
+                    continue
+                raise
+            if listed is not None:
+                found.append(resource)
+            elif resource.kind not in OPTIONAL:
+                raise ApiError(
+                    404,
+                    f"the cluster has no {resource.plural}: install the chart's CustomResourceDefinitions",
+                )
+        return tuple(found)
+
+    def run(self) -> int:
+        """Run until stopped; returns the exit code."""
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, self._stop)
+        page = Page(
+            host=self.settings.host,
+            port=self.settings.port,
+            metrics=self.metrics,
+            healthy=self.unhealthy,
+            ready=self.unready,
+        )
+        port = page.start()
+        log.info("started", identity=self.settings.identity, port=port, namespace=self.settings.namespace)
+        threading.Thread(target=self.watch.run, name="watch", daemon=True).start()
+        self._prime()
+        threading.Thread(target=self.audit.run, name="audit", daemon=True).start()
+        election = threading.Thread(target=self.election.run, name="election", daemon=True)
+        election.start()
+        while not self.ending.wait(0.2):
+            if self.watch.failed:
+                log.error("ending", reason=self.watch.failed)
+                return 1
+        log.info("stopping")
+        self.loop.stopping.set()
+        self.notices.stopping.set()
+        self.sampler.stopping.set()
+        self.world.note()
+        if self._loop_thread is not None:
+            self._loop_thread.join(1.0)
+        self.election.stopping.set()
+        election.join(2.0)
+        self.brain.close()
+        page.stop()
+        return 0
+
+    _loop_thread: threading.Thread | None = None
+
+    def _prime(self) -> None:
+        """List everything once, so that the first round sees the whole cluster."""
+        for resource in self.watch.resources:
+            spaces = self.settings.watch_namespaces if resource.namespaced else ()
+            for namespace in spaces or (None,):
+                for body in self.reading.list(resource, namespace):
+                    self.world.put(resource.kind, body)
+        self.primed.set()
+
+    def _won(self, term: int) -> None:
+        log.info("leads", term=term)
+        self.won_s = time.monotonic()
+        self.metrics.leader.set(1)
+        threading.Thread(target=self.notices.run, name="notices", daemon=True).start()
+        threading.Thread(target=self.sampler.run, name="sampler", daemon=True).start()
+        self._loop_thread = threading.Thread(target=self.loop.run, name="loop", daemon=True)
+        self._loop_thread.start()
+
+    def _lost(self, why: str) -> NoReturn:
+        log.error("lease lost; ending at once", reason=why)
+        sys.stderr.flush()
+        self.brain.close()
+        os._exit(1)
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.ending.set()
+
+    def unhealthy(self) -> str:
+        """Say what is wrong with this process; empty if nothing is."""
+        if self.watch.failed:
+            return self.watch.failed
+        silent_s = self.audit.silent_since_s()
+        if silent_s is not None and time.monotonic() - silent_s > SILENT_LIMIT_S:
+            return f"the watch of {', '.join(sorted(self.audit.behind))} is silent"
+        last_s = max(self.loop.round_done_s, self.won_s if self.won_s < float("inf") else float("-inf"))
+        if self.election.term is not None and time.monotonic() - last_s > STALE_LIMIT_S:
+            return f"no round was finished for {STALE_LIMIT_S:.0f} s"
+        return ""
+
+    def unready(self) -> str:
+        """Say what is missing before this process can take over."""
+        return "" if self.primed.is_set() else "the cluster is not read yet"
+
+    def _on_plan(self, loop: Loop, decisions: Any) -> None:
+        self.metrics.solved(decisions, loop.brain.last_s or 0.0)
+
+    def _on_round(self, loop: Loop, seconds: float, error: str) -> None:
+        self.metrics.reconcile.observe(seconds)
+        if error:
+            self.metrics.errors.labels("api" if error != "internal error" else "internal").inc()
+        if not error:
+            self._gauges(loop)
+
+    def _gauges(self, loop: Loop) -> None:
+        now_s = time.time()
+        metrics = self.metrics
+        desired, ready, cost, demand, gap, age = [], [], [], [], [], []
+        for key, view in loop.views.present().items():
+            if view.traffic.rate_rps is not None:
+                demand.append((key, view.traffic.rate_rps))
+            if view.state is not None:
+                cost.append((key, view.state.cost_usd_per_h))
+            wanted: Mapping[str, int] = {}
+            if view.plan is not None and view.plan.current.phase is not Phase.SUPERSEDED:
+                plan = view.plan
+                age.append((key, max(0.0, now_s - parse_time(plan.spec.made_at))))
+                if plan.spec.gap_ratio is not None:
+                    gap.append((key, plan.spec.gap_ratio))
+                if plan.current.phase is not Phase.PROPOSED:
+                    wanted = {w.variant: w.replicas for w in plan.spec.desired}
+            for variant in view.variants:
+                if variant.target is None:
+                    continue
+                ready.append(((*key, variant.spec.name), float(variant.target.ready)))
+                count = wanted.get(variant.spec.name, variant.target.replicas)
+                labels = (*key, variant.spec.name, variant.pool, variant.target.key[1])
+                desired.append((labels, float(count)))
+        for gauge, values in (
+            (metrics.desired, desired),
+            (metrics.ready, ready),
+            (metrics.cost, cost),
+            (metrics.demand, demand),
+            (metrics.gap, gap),
+            (metrics.plan_age, age),
+        ):
+            metrics.set_all(gauge, values)

@@ -1,0 +1,185 @@
+"""Watches the cluster: the only module that knows kopf.
+
+It exists so that the framework can be exchanged, and so that it is used for one thing only: level-triggered events
+into the `World`. No handler decides or writes, no finalizer, no annotation of kopf is ever put on an object.
+
+What kopf does not tell is found by `Audit`: objects that vanished while a watch was down, and watches that went
+silent. It compares resource versions with the server's every interval.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import kopf
+import structlog
+from kubernetes import client
+
+from controller.operator.api import Api, ApiError, Resource
+from controller.operator.world import OPTIONAL, World
+
+log = structlog.get_logger(__name__)
+
+
+def login_of(settings: client.Configuration) -> kopf.ConnectionInfo:
+    """Return kopf's connection for the client's configuration."""
+    token = (settings.api_key or {}).get("authorization") or (settings.api_key or {}).get("BearerToken") or ""
+    scheme, _, rest = token.rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=settings.host,
+        ca_path=settings.ssl_ca_cert,
+        insecure=not settings.verify_ssl,
+        certificate_path=settings.cert_file,
+        private_key_path=settings.key_file,
+        scheme=scheme or ("Bearer" if rest else None),
+        token=rest or None,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """Feeds a world with the events of the given resources, in a thread of its own."""
+
+    world: World
+    resources: Sequence[Resource]
+    settings: Callable[[], client.Configuration]
+    namespaces: Sequence[str] = ()
+    """Namespaces to watch; none: all."""
+    inactivity_s: float = 70.0
+    ready: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    failed: str = ""
+
+    def run(self) -> None:
+        """Watch until stopped."""
+        registry = kopf.OperatorRegistry()
+        self._register(registry)
+        settings = kopf.OperatorSettings()
+        settings.posting.enabled = False
+        settings.watching.inactivity_timeout = self.inactivity_s
+        settings.watching.client_timeout = 600
+        settings.watching.connect_timeout = 10
+        settings.networking.request_timeout = 30
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=registry,
+                    settings=settings,
+                    standalone=True,
+                    clusterwide=not self.namespaces,
+                    namespaces=tuple(self.namespaces),
+                    ready_flag=self.ready,
+                    stop_flag=self.stopping,
+                )
+            )
+            self.failed = "" if self.stopping.is_set() else "watching ended"
+        except Exception as error:  # the process must not go on blind: liveness sees it
+            self.failed = f"watching failed: {error}"
+            log.exception("watching failed")
+
+    def _register(self, registry: kopf.OperatorRegistry) -> None:
+        @kopf.on.login(registry=registry)
+        def login(**_: Any) -> kopf.ConnectionInfo:
+            return login_of(self.settings())
+
+        for resource in self.resources:
+            group, _, version = resource.api_version.rpartition("/")
+            kopf.on.event(group, version, resource.plural, registry=registry, id=resource.kind)(
+                self._handler(resource.kind)
+            )
+
+    def _handler(self, kind: str) -> Callable[..., Any]:
+        async def seen(event: Any, **_: Any) -> None:
+            body = event["object"]
+            if event["type"] == "DELETED":
+                metadata = body["metadata"]
+                self.world.remove(kind, (metadata.get("namespace") or "", metadata["name"]))
+            else:
+                self.world.put(kind, dict(body))
+
+        return seen
+
+
+@dataclass(slots=True, kw_only=True)
+class Audit:
+    """Compares what is known with what there is, every ``interval_s``."""
+
+    world: World
+    api: Api
+    resources: Sequence[Resource]
+    namespaces: Sequence[str] = ()
+    interval_s: float = 30.0
+    stopping: threading.Event = field(default_factory=threading.Event)
+    behind: dict[str, float] = field(default_factory=dict)
+    """Kind: since when (monotonic seconds) its watch has missed something that is still missed."""
+    done_s: float = float("-inf")
+    _missed: dict[tuple[str, tuple[str, str]], str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Audit until stopped."""
+        while not self.stopping.wait(self.interval_s):
+            try:
+                self.once()
+            except ApiError as error:
+                log.warning("audit", error=str(error))
+            except Exception:
+                log.exception("audit failed")
+
+    def once(self) -> None:
+        """Compare all kinds once; what was missed twice in a row is fetched, and its watch counts as silent."""
+        for resource in self.resources:
+            listed = self._listed(resource)
+            if listed is None:
+                if resource.kind not in OPTIONAL:
+                    log.warning("the cluster does not have it", kind=resource.kind)
+                continue
+            self._compare(resource, listed)
+        self.done_s = time.monotonic()
+
+    def _listed(self, resource: Resource) -> dict[tuple[str, str], str] | None:
+        if not self.namespaces or not resource.namespaced:
+            return self.api.names(resource)
+        listed: dict[tuple[str, str], str] = {}
+        for namespace in self.namespaces:
+            part = self.api.names(resource, namespace)
+            if part is None:
+                return None
+            listed.update(part)
+        return listed
+
+    def _compare(self, resource: Resource, listed: dict[tuple[str, str], str]) -> None:
+        kind = resource.kind
+        known = self.world.known(kind)
+        silent = False
+        for key in known.keys() - listed.keys():
+            if self.api.get(resource, key[0] or None, key[1]) is None:
+                self.world.remove(kind, key)
+        for key, version in listed.items():
+            seen = known.get(key)
+            if seen is None or _before(seen, version):
+                missed = self._missed.get((kind, key))
+                if missed is not None and (seen is None or _before(seen, missed)):
+                    silent = True
+                    body = self.api.get(resource, key[0] or None, key[1])
+                    if body is not None:
+                        self.world.put(kind, body)
+                self._missed[kind, key] = version
+            else:
+                self._missed.pop((kind, key), None)
+        if silent:
+            self.behind.setdefault(kind, time.monotonic())
+            log.warning("a watch is silent", kind=kind)
+        else:
+            self.behind.pop(kind, None)
+
+    def silent_since_s(self) -> float | None:
+        """Since when a watch is known to be silent; None if none is."""
+        return min(self.behind.values(), default=None)
+
+
+def _before(first: str, second: str) -> bool:
+    """Whether a resource version is older than another (etcd's are numbers that grow)."""
+    return first.isdigit() and second.isdigit() and int(first) < int(second)

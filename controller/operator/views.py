@@ -1,0 +1,451 @@
+"""Each ModelService as the planner should see it: its spec read, its targets and profiles found, what is wrong said.
+
+It exists so that objects of the cluster become `solver.domain.cluster.ServiceState` in one place, and so that a
+service whose inputs did not change is not read again. It writes nothing and decides nothing but who may own a target.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from controller.operator.api import (
+    AUTOSCALERS,
+    CONTROLLER,
+    GPU_PROFILES,
+    MODEL_SERVICES,
+    PLANS,
+    SCALED_OBJECTS,
+)
+from controller.operator.inventory import Inventory, OwnerKey, PoolKey, pool_key
+from controller.operator.profiles import ProfileBook
+from controller.operator.traffic import Traffic
+from controller.operator.world import Key, Target, World
+from controller.resources.gpu_profile import GpuProfileSpec
+from controller.resources.model_service import Mode, ModelServiceSpec, VariantSpec
+from controller.resources.plan import Phase, PlanSpec, PlanStatus
+from solver.domain.cluster import ServiceState, Stance, VariantState
+
+MANAGED = "ballast.dev/managed"
+PAUSED = "ballast.dev/paused"
+APPROVED = "ballast.dev/approved"
+ADOPTED_BY = "ballast.dev/adopted-by"
+PREVIOUS_MANAGER = "ballast.dev/previous-manager"
+TAKE_OVER = "ballast.dev/take-over"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantView:
+    """One variant: what was found for it, and why Ballast may not scale it."""
+
+    spec: VariantSpec
+    target: Target | None = None
+    profile: GpuProfileSpec | None = None
+    profile_version: str = ""
+    pool: str = ""
+    trouble: str = ""
+    """Why it cannot be planned for."""
+    conflict: tuple[str, str] | None = None
+    """Reason and message if somebody else owns the number of replicas."""
+    autoscaled: bool = False
+    """An autoscaler follows our gauge."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes part in plans."""
+        return self.target is not None and self.profile is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanView:
+    """The Plan of a service as it stands in the cluster."""
+
+    spec: PlanSpec
+    status: PlanStatus
+    version: str
+    approved: str
+    """Digest that somebody approved."""
+    paused: bool
+
+    @property
+    def current(self) -> PlanStatus:
+        """The status if it speaks of this spec, else a fresh one."""
+        if self.status.digest == self.spec.digest:
+            return self.status
+        return PlanStatus(digest=self.spec.digest, steps=len(self.spec.steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView:
+    """One ModelService, read."""
+
+    key: Key
+    uid: str
+    generation: int
+    body: Mapping[str, Any]
+    spec: ModelServiceSpec | None
+    trouble: str
+    """Why the whole service cannot be planned for."""
+    paused: bool
+    variants: tuple[VariantView, ...]
+    traffic: Traffic
+    plan: PlanView | None
+    state: ServiceState | None
+    """None while it cannot be planned for."""
+
+    @property
+    def name(self) -> str:
+        """Namespace and name."""
+        return f"{self.key[0]}/{self.key[1]}"
+
+    @property
+    def version(self) -> str:
+        """Resource version the view was made of."""
+        return str(self.body["metadata"].get("resourceVersion") or "")
+
+
+def plan_view(body: Mapping[str, Any]) -> PlanView | None:
+    """Read a Plan; None for one that is not ours to read."""
+    metadata = body["metadata"]
+    annotations = metadata.get("annotations") or {}
+    try:
+        return PlanView(
+            spec=PlanSpec.model_validate(body["spec"]),
+            status=PlanStatus.model_validate(body.get("status") or {}),
+            version=str(metadata.get("resourceVersion") or ""),
+            approved=str(annotations.get(APPROVED) or ""),
+            paused=annotations.get(PAUSED) == "true",
+        )
+    except ValidationError:
+        return None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say what is wrong with an object in one line."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"spec.{where}: {problem['msg']}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Views:
+    """Reads services; keeps what it read until something of it changes."""
+
+    world: World
+    book: ProfileBook
+    gpu_label: str
+    _specs: dict[tuple[str, int], tuple[ModelServiceSpec | None, str]] = field(default_factory=dict)
+    _profiles: dict[Key, tuple[Any, GpuProfileSpec | None, str]] = field(default_factory=dict)
+    _plans: dict[Key, tuple[Any, PlanView | None]] = field(default_factory=dict)
+    _views: dict[Key, tuple[tuple[Any, ...], ServiceView]] = field(default_factory=dict)
+
+    def specs(self) -> dict[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]:
+        """Read the specs of all ModelServices: body, spec, what is wrong with it."""
+        found = {}
+        bodies = self.world.all(MODEL_SERVICES.kind)
+        alive = set()
+        for key, body in bodies.items():
+            metadata = body["metadata"]
+            if metadata.get("deletionTimestamp"):
+                continue
+            state = (str(metadata.get("uid")), int(metadata.get("generation") or 0))
+            alive.add(state)
+            if state not in self._specs:
+                try:
+                    self._specs[state] = (ModelServiceSpec.model_validate(body["spec"]), "")
+                except ValidationError as error:
+                    self._specs[state] = (None, first_problem(error))
+            found[key] = (body, *self._specs[state])
+        for state in self._specs.keys() - alive:
+            del self._specs[state]
+        for gone in self._views.keys() - found.keys():
+            del self._views[gone]
+        return found
+
+    def profile(self, name: str) -> tuple[GpuProfileSpec | None, str]:
+        """Read a GpuProfile; with what is wrong if it cannot be."""
+        key = ("", name)
+        body = self.world.get(GPU_PROFILES.kind, key)
+        known = self._profiles.get(key)
+        if known is not None and known[0] is body:
+            return known[1], known[2]
+        spec, trouble = None, f"GpuProfile {name} does not exist"
+        if body is not None:
+            try:
+                spec, trouble = GpuProfileSpec.model_validate(body["spec"]), ""
+            except ValidationError as error:
+                trouble = f"GpuProfile {name}: {first_problem(error)}"
+        self._profiles[key] = (body, spec, trouble)
+        return spec, trouble
+
+    def version_of(self, name: str) -> str:
+        """Name the present state of a profile."""
+        body = self.world.get(GPU_PROFILES.kind, ("", name))
+        if body is None:
+            return ""
+        return f"{body['metadata'].get('uid')}/{body['metadata'].get('generation')}"
+
+    def plan(self, key: Key) -> PlanView | None:
+        """Read the Plan of a service."""
+        body = self.world.get(PLANS.kind, key)
+        known = self._plans.get(key)
+        if known is not None and known[0] is body:
+            return known[1]
+        view = None if body is None else plan_view(body)
+        self._plans[key] = (body, view)
+        return view
+
+    def pool_of(self, profile: GpuProfileSpec) -> PoolKey:
+        """Return the pool of a profile."""
+        return pool_key(profile, self.gpu_label, self.book.labels_of)
+
+    def owners(
+        self, specs: Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]
+    ) -> dict[OwnerKey, Key]:
+        """Say which service owns each target: the oldest that names it (then by name)."""
+        ordered = sorted(
+            (str(body["metadata"].get("creationTimestamp") or ""), key)
+            for key, (body, spec, _) in specs.items()
+            if spec is not None
+        )
+        owners: dict[OwnerKey, Key] = {}
+        for _, key in ordered:
+            spec = specs[key][1]
+            for variant in spec.variants if spec is not None else ():
+                owner = (variant.target_ref.kind, key[0], variant.target_ref.name)
+                owners.setdefault(owner, key)
+        return owners
+
+    def autoscaled(self) -> dict[OwnerKey, str]:
+        """Name the autoscaler of each target that has one."""
+        found: dict[OwnerKey, str] = {}
+        for kind in (AUTOSCALERS.kind, SCALED_OBJECTS.kind):
+            for key, (target_kind, namespace, name) in self.world.all(kind).items():
+                found[target_kind, namespace, name] = f"{kind} {key[1]}"
+        return found
+
+    def view(
+        self,
+        key: Key,
+        entry: tuple[Mapping[str, Any], ModelServiceSpec | None, str],
+        *,
+        traffic: Traffic,
+        owners: Mapping[OwnerKey, Key],
+        autoscaled: Mapping[OwnerKey, str],
+        inventory: Inventory,
+        hold: str = "",
+    ) -> ServiceView:
+        """Read one service; ``hold`` says why the solver is kept from it."""
+        body, spec, trouble = entry
+        plan = self.plan(key)
+        names = (
+            [] if spec is None else [(v.target_ref.kind, key[0], v.target_ref.name) for v in spec.variants]
+        )
+        inputs: tuple[Any, ...] = (
+            body,
+            traffic,
+            plan,
+            hold,
+            *(self.world.get(name[0], (name[1], name[2])) for name in names),
+            *(owners.get(name) == key for name in names),
+            *(autoscaled.get(name) for name in names),
+            *(len(inventory.pods.get(name, ())) for name in names),
+            *(self.profile(v.gpu_profile)[0] for v in (spec.variants if spec is not None else ())),
+            *self._room(spec, inventory),
+        )
+        known = self._views.get(key)
+        if known is not None and _same(known[0], inputs):
+            return known[1]
+        annotations = body["metadata"].get("annotations") or {}
+        variants = tuple(
+            self._variant(key, variant, owners, autoscaled)
+            for variant in (spec.variants if spec is not None else ())
+        )
+        paused = bool(spec is not None and spec.paused) or annotations.get(PAUSED) == "true"
+        if plan is not None:
+            paused = paused or plan.paused
+        view = ServiceView(
+            key=key,
+            uid=str(body["metadata"].get("uid") or ""),
+            generation=int(body["metadata"].get("generation") or 0),
+            body=body,
+            spec=spec,
+            trouble=trouble,
+            paused=paused,
+            variants=variants,
+            traffic=traffic,
+            plan=plan,
+            state=None
+            if spec is None
+            else self._state(
+                key,
+                spec,
+                variants=variants,
+                traffic=traffic,
+                plan=plan,
+                inventory=inventory,
+                paused=paused,
+                hold=hold,
+            ),
+        )
+        self._views[key] = (inputs, view)
+        return view
+
+    def present(self) -> dict[Key, ServiceView]:
+        """Return the views as they were read last."""
+        return {key: view for key, (_, view) in self._views.items()}
+
+    def _room(self, spec: ModelServiceSpec | None, inventory: Inventory) -> list[int]:
+        rooms = []
+        for variant in spec.variants if spec is not None else ():
+            profile = self.profile(variant.gpu_profile)[0]
+            if profile is not None:
+                rooms.append(
+                    inventory.replicas_that_fit(self.pool_of(profile).name, profile.gpus_per_replica)
+                )
+        return rooms
+
+    def _variant(
+        self,
+        key: Key,
+        variant: VariantSpec,
+        owners: Mapping[OwnerKey, Key],
+        autoscaled: Mapping[OwnerKey, str],
+    ) -> VariantView:
+        ref = variant.target_ref
+        name = (ref.kind, key[0], ref.name)
+        target: Target | None = self.world.get(ref.kind, (key[0], ref.name))
+        profile, trouble = self.profile(variant.gpu_profile)
+        conflict: tuple[str, str] | None = None
+        owner = owners.get(name, key)
+        if owner != key:
+            conflict = (
+                "TargetTaken",
+                f"{ref.kind} {ref.name} belongs to ModelService {owner[1]}; name each target in one only",
+            )
+            return VariantView(spec=variant, trouble=conflict[1], conflict=conflict)
+        if target is None:
+            trouble = trouble or f"{ref.kind} {ref.name} does not exist in {key[0]}"
+        elif name in autoscaled:
+            conflict = (
+                "AutoscalerOwnsReplicas",
+                (
+                    f"{autoscaled[name]} scales {ref.kind} {ref.name}: let it follow the metric"
+                    " ballast_desired_replicas, or remove it"
+                ),
+            )
+        elif (
+            target.annotations.get(ADOPTED_BY) == f"{key[0]}/{key[1]}"
+            and ref.kind != "LeaderWorkerSet"
+            and CONTROLLER not in target.replicas_managers
+            and target.annotations.get(TAKE_OVER) != "true"
+        ):
+            others = ", ".join(target.replicas_managers) or "somebody"
+            conflict = (
+                "FieldOwned",
+                (
+                    f"{others} has set spec.replicas of {ref.kind} {ref.name}; leave it to Ballast by"
+                    f" kubectl annotate {ref.kind.lower()}/{ref.name} {TAKE_OVER}=true"
+                ),
+            )
+        return VariantView(
+            spec=variant,
+            target=target,
+            profile=profile,
+            profile_version=self.version_of(variant.gpu_profile),
+            pool="" if profile is None else self.pool_of(profile).name,
+            trouble=trouble,
+            conflict=conflict,
+            autoscaled=name in autoscaled,
+        )
+
+    def _state(
+        self,
+        key: Key,
+        spec: ModelServiceSpec,
+        *,
+        variants: Sequence[VariantView],
+        traffic: Traffic,
+        plan: PlanView | None,
+        inventory: Inventory,
+        paused: bool,
+        hold: str,
+    ) -> ServiceState | None:
+        usable = [variant for variant in variants if variant.usable]
+        if not usable:
+            return None
+        states = tuple(self._variant_state(spec, variant, traffic, inventory) for variant in usable)
+        under_way = plan is not None and plan.current.phase in {Phase.APPROVED, Phase.APPLYING}
+        stance = Stance.APPLIED
+        if spec.mode is Mode.OBSERVE or paused or hold or not traffic.fresh or not traffic.buckets:
+            stance = Stance.FIXED
+        elif spec.mode is Mode.RECOMMEND:
+            stance = Stance.FIXED if under_way else Stance.PROPOSED
+        if stance is Stance.FIXED and under_way and plan is not None:
+            wanted = {w.variant: w.replicas for w in plan.spec.desired}
+            states = tuple(_holding(state, wanted.get(state.name, 0)) for state in states)
+        return ServiceState(
+            name=f"{key[0]}/{key[1]}",
+            stance=stance,
+            buckets=traffic.buckets,
+            variants=states,
+            headroom_ratio=spec.headroom_ratio,
+            survive=spec.survive,
+            start_cost_usd=spec.change.start_cost_usd,
+            stop_cost_usd=spec.change.stop_cost_usd,
+        )
+
+    def _variant_state(
+        self,
+        spec: ModelServiceSpec,
+        variant: VariantView,
+        traffic: Traffic,
+        inventory: Inventory,
+    ) -> VariantState:
+        target, profile = variant.target, variant.profile
+        if target is None or profile is None:
+            raise ValueError(f"variant {variant.spec.name} is not usable")
+        sustained = self.book.sustained(profile, variant.profile_version, spec.slo, traffic.buckets)
+        groups = target.kind == "LeaderWorkerSet"
+        alive = target.running if groups else len(inventory.pods.get((target.kind, *target.key), ()))
+        most = variant.spec.max_replicas
+        if not groups:
+            fit = inventory.replicas_that_fit(variant.pool, profile.gpus_per_replica)
+            most = fit if most is None else min(most, fit)
+        return VariantState(
+            name=variant.spec.name,
+            pool=variant.pool,
+            gpus_per_replica=profile.gpus_per_replica,
+            price_usd_per_h=profile.price_usd_per_hour,
+            throughput_rps=sustained.throughput_rps,
+            replicas=target.replicas,
+            ready=target.ready,
+            held=max(target.replicas, alive),
+            min_replicas=min(variant.spec.min_replicas, most)
+            if most is not None
+            else variant.spec.min_replicas,
+            max_replicas=most,
+            locked=variant.conflict is not None and not variant.autoscaled,
+        )
+
+
+def _holding(state: VariantState, wanted: int) -> VariantState:
+    return replace(state, held=max(state.held, wanted))
+
+
+def _same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    """Whether inputs are the very same objects, or equal plain values."""
+    return len(first) == len(second) and all(
+        a is b or (isinstance(a, int | str | Traffic) and a == b) for a, b in zip(first, second, strict=True)
+    )
+
+
+def targets_of(specs: Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]) -> set[OwnerKey]:
+    """Return all targets that services name."""
+    return {
+        (variant.target_ref.kind, key[0], variant.target_ref.name)
+        for key, (_, spec, _) in specs.items()
+        if spec is not None
+        for variant in spec.variants
+    }
