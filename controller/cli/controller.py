@@ -48,6 +48,7 @@ def _own_namespace() -> str:
 @click.option(
     "--sample-interval", type=click.FloatRange(0.1), default=15.0, show_default=True, help="Seconds."
 )
+@click.option("--traffic-window", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds.")
 @click.option(
     "--audit-interval", type=click.FloatRange(0.5), default=30.0, show_default=True, help="Seconds."
 )
@@ -113,6 +114,7 @@ def run(**options: Any) -> None:
         brain=BrainLimits(solve_s=options["solve_limit"], memory_mib=options["solver_memory_mib"]),
         gpu_resource=options["gpu_resource"],
         sample_s=options["sample_interval"],
+        traffic_window_s=max(options["traffic_window"], options["sample_interval"]),
         audit_s=options["audit_interval"],
         watch_inactivity_s=options["watch_inactivity"],
         database_url=options["database_url"],

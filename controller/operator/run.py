@@ -54,6 +54,7 @@ class OperatorSettings:
     brain: BrainLimits = field(default_factory=BrainLimits)
     gpu_resource: str = "nvidia.com/gpu"
     sample_s: float = 15.0
+    traffic_window_s: float = 60.0
     audit_s: float = 30.0
     watch_inactivity_s: float = 70.0
     database_url: str = ""
@@ -93,7 +94,11 @@ class Operator:
         )
         self.notices = Notices(api=self.writing, instance=settings.identity)
         self.sampler = Sampler(
-            world=self.world, api=self.reading, sample_s=settings.sample_s, active=self.election.leads
+            world=self.world,
+            api=self.reading,
+            sample_s=settings.sample_s,
+            window_s=settings.traffic_window_s,
+            active=self.election.leads,
         )
         self.brain = Brain(limits=settings.brain)
         self.loop = Loop(

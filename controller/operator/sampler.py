@@ -1,4 +1,4 @@
-"""Reads the traffic of services in the background: recorded traces now, metrics of pods and Prometheus with them.
+"""Reads the traffic of services in the background: metrics of their pods, Prometheus, recorded traces.
 
 It exists so that a slow or dead source delays nobody. The loop asks `Sampler.traffic_of`, which answers at once with
 what is known; what is stated in the ModelService needs no reading at all.
@@ -14,20 +14,31 @@ from typing import Any
 
 import structlog
 
-from controller.operator.api import CONFIG_MAPS, Api, ApiError
+from controller.operator.api import CONFIG_MAPS, PODS, Api, ApiError
 from controller.operator.times import written_time
 from controller.operator.traffic import Traffic, Window, stated
-from controller.operator.world import Key, World
+from controller.operator.world import Key, Pod, World
 from controller.resources.model_service import ModelServiceSpec, TraceSource
 from controller.trace_planning import summarise_trace
 from solver.domain.demand import demand_of
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import RequestBucket
+from telemetry.engine_sample import EngineSample
+from telemetry.sources.scrape import metrics_url, scraped
+from telemetry.traffic import MeasuredTraffic, StaleTraffic, TrafficEstimator
 
 log = structlog.get_logger(__name__)
 Specs = Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]
 MOST_TRACE_BYTES = 2**20
 TRACE_BUCKETS = 8
+NOTHING_RUNS = Traffic(
+    buckets=(RequestBucket(rate_rps=0.0, input_tokens=1.0, output_tokens=1.0),),
+    fresh=True,
+    settled=True,
+    stated=True,
+    reason="NothingRuns",
+    message="no replica runs, so no traffic can be measured: minReplicas holds until one does",
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +48,8 @@ class Sampler:
     world: World
     api: Api
     sample_s: float = 15.0
+    window_s: float = 60.0
+    """Rates are measured over so many seconds."""
     active: Callable[[], bool] = lambda: True
     """Only the leader samples."""
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -45,6 +58,7 @@ class Sampler:
     _windows: dict[Key, Window] = field(default_factory=dict)
     _traces: dict[tuple[str, str, str, str], Traffic] = field(default_factory=dict)
     _asked: dict[Key, ModelServiceSpec] = field(default_factory=dict)
+    _estimators: dict[Key, TrafficEstimator] = field(default_factory=dict)
     _new: threading.Event = field(default_factory=threading.Event)
 
     def traffic_of(self, specs: Specs) -> dict[Key, Traffic]:
@@ -86,9 +100,9 @@ class Sampler:
             if self.stopping.is_set() or not self.active():
                 continue
             asked = dict(self._asked)
-            for gone in self._read.keys() - asked.keys():
-                self._read.pop(gone, None)
-                self._windows.pop(gone, None)
+            for kept in (self._read, self._windows, self._estimators):
+                for gone in kept.keys() - asked.keys():
+                    kept.pop(gone, None)
             try:
                 self.once(asked)
             except Exception:
@@ -96,13 +110,93 @@ class Sampler:
 
     def once(self, asked: Mapping[Key, ModelServiceSpec]) -> None:
         """Read every source once."""
-        changed = False
+        changed = self._scrape(asked)
         for key, spec in asked.items():
             source = spec.traffic.trace_config_map
             if source is not None:
                 changed |= self._take(key, self._trace(key, source))
         if changed:
             self.world.note()
+
+    def _scrape(self, asked: Mapping[Key, ModelServiceSpec]) -> bool:
+        """Ask the pods of all services whose traffic is scraped, all at once."""
+        pods: dict[tuple[str, str, str], list[Pod]] = {}
+        for pod in self.world.all(PODS.kind).values():
+            if pod.ready and pod.ip and pod.serves:
+                pods.setdefault((pod.owner[0], pod.key[0], pod.owner[1]), []).append(pod)
+        urls: dict[str, dict[str, str]] = {}
+        names: dict[Key, list[str]] = {}
+        for key, spec in asked.items():
+            scrape = spec.traffic.scrape
+            if scrape is None:
+                continue
+            names[key] = []
+            for variant in spec.variants:
+                for pod in pods.get((variant.target_ref.kind, key[0], variant.target_ref.name), ()):
+                    name = f"{pod.key[0]}/{pod.key[1]}"
+                    names[key].append(name)
+                    urls.setdefault(str(scrape.engine), {})[name] = metrics_url(
+                        pod.ip, scrape.port, scrape.path
+                    )
+        answers: dict[str, EngineSample | str] = {}
+        for engine, addresses in urls.items():
+            answers |= scraped(
+                addresses, engine=engine, clock=time.time, timeout_s=min(5.0, 4 * self.sample_s)
+            )
+        changed = False
+        now_s = time.time()
+        for key, own in names.items():
+            spec = asked[key]
+            if not own and self._nothing_runs(key, spec):
+                changed |= self._take(key, NOTHING_RUNS)
+                continue
+            estimator = self._estimators.get(key)
+            if estimator is None:
+                estimator = TrafficEstimator(interval_s=self.sample_s, window_s=self.window_s)
+                self._estimators[key] = estimator
+            estimator.update(now_s, {name: answers[name] for name in own})
+            changed |= self._judge(key, spec, estimator.measure(now_s))
+        return changed
+
+    def _nothing_runs(self, key: Key, spec: ModelServiceSpec) -> bool:
+        """Whether every variant is asked to have no replicas: then nobody can be asked, and minReplicas holds."""
+        targets = [self.world.get(v.target_ref.kind, (key[0], v.target_ref.name)) for v in spec.variants]
+        return all(target is not None and target.replicas == 0 for target in targets)
+
+    def _judge(self, key: Key, spec: ModelServiceSpec, measured: MeasuredTraffic | StaleTraffic) -> bool:
+        """Put a measurement, or that there is none, into the service's window."""
+        window = self._windows.get(key)
+        if window is None or window.window_s != spec.change.min_interval_seconds:
+            window = Window(window_s=float(spec.change.min_interval_seconds))
+            self._windows[key] = window
+        if isinstance(measured, StaleTraffic):
+            age = "" if measured.age_s is None else f" (last sample {measured.age_s:.0f} s ago)"
+            lacking = f"; missing series: {', '.join(measured.missing)}" if measured.missing else ""
+            now = Traffic(
+                fresh=False,
+                reason="SeriesMissing" if measured.missing else "Stale",
+                message=f"{measured.reason}{age}{lacking}; the last plan stays",
+            )
+        else:
+            now = Traffic(
+                buckets=tuple(
+                    replace(
+                        bucket,
+                        input_tokens=float(f"{bucket.input_tokens or 1.0:.2g}"),
+                        output_tokens=float(f"{bucket.output_tokens or 1.0:.2g}"),
+                    )
+                    for bucket in measured.buckets
+                ),
+                rate_rps=measured.rate_rps,
+                sampled_at=written_time(measured.sampled_at_s),
+                fresh=True,
+                reason="Fresh" if measured.complete else "Partial",
+                message=measured.note,
+            )
+        judged = window.add(now, now_s=time.monotonic(), gap_s=3 * self.sample_s)
+        if not isinstance(measured, StaleTraffic) and not measured.complete:
+            judged = replace(judged, settled=False)
+        return self._take(key, judged)
 
     def _take(self, key: Key, traffic: Traffic) -> bool:
         same = self._read.get(key) == traffic

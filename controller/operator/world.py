@@ -92,6 +92,8 @@ class Pod:
     """Kind and name of the scale target it seems to belong to, or ("", "")."""
     ip: str
     ready: bool
+    serves: bool
+    """It answers for itself (of a group only the leader does)."""
 
 
 @dataclass(slots=True)
@@ -278,6 +280,7 @@ def _pod(key: Key, body: Object, resource: str) -> Pod | None:
         gpus=gpus,
         owner=owner,
         ip=status.get("podIP") or "",
+        serves=labels.get("leaderworkerset.sigs.k8s.io/worker-index", "0") == "0",
         ready=any(
             c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or []
         ),

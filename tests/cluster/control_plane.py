@@ -112,6 +112,7 @@ def control_plane(binaries: Mapping[str, Path], folder: Path) -> Iterator[Contro
             f"--kubeconfig={plane.kubeconfig}",
             "--manage-all-nodes=true",
             "--node-lease-duration-seconds=40",
+            "--cidr=127.64.0.1/12",  # pods get addresses on loopback, so that tests can answer for them
             f"--config={binaries['stages.yaml']}",
             f"--server-address=127.0.0.1:{free_port()}",
         )
