@@ -136,10 +136,15 @@ def take_inventory(
 
 
 def published_devices(slices: Mapping[Key, Any], driver: str) -> dict[str, int]:
-    """Count GPUs by node in ResourceSlices of a driver; only the newest generation of each pool counts."""
+    """Count GPUs by node in ResourceSlices of a driver; only the newest generation of each pool counts.
+
+    Drivers name their pools apart from each other, so generations of other drivers say nothing.
+    """
     newest: dict[tuple[str, str], int] = {}
     for body in slices.values():
         spec = body["spec"]
+        if spec.get("driver") != driver:
+            continue
         pool = spec.get("pool") or {}
         key = (str(spec.get("nodeName") or ""), str(pool.get("name") or ""))
         newest[key] = max(newest.get(key, 0), int(pool.get("generation") or 0))
