@@ -219,15 +219,16 @@ def _count(value: Any) -> int:
 
 
 def _gpus(spec: Object, resource: str) -> int:
-    total = 0
-    for container in [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]:
+    """GPUs of a pod: of its containers together, or of an init container that needs more (as the scheduler counts)."""
+
+    def wanted(container: Object) -> int:
         resources = container.get("resources") or {}
-        wanted = (resources.get("limits") or {}).get(
-            resource, (resources.get("requests") or {}).get(resource)
-        )
-        if container in (spec.get("containers") or []):
-            total += _count(wanted)
-    return total
+        limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+        return _count(limits.get(resource, requests.get(resource)))
+
+    first = spec.get("initContainers") or []
+    beside = [*(spec.get("containers") or []), *(c for c in first if c.get("restartPolicy") == "Always")]
+    return max([sum(map(wanted, beside)), *map(wanted, first)])
 
 
 def _controller_of(metadata: Object) -> tuple[str, str]:
