@@ -28,9 +28,11 @@ from controller.operator.profiles import ProfileBook
 from controller.operator.runtime import Audit, Watch
 from controller.operator.sampler import Sampler
 from controller.operator.times import parse_time
-from controller.operator.views import Views
+from controller.operator.views import ServiceView, Views
 from controller.operator.world import OPTIONAL, WATCHED, World
-from controller.resources.plan import Phase
+from controller.resources.plan import Phase, PlanSpec
+from telemetry.store.buffered import BufferedStore
+from telemetry.store.store import Decision, Entry, StepDone, TrafficSample, open_store
 
 log = structlog.get_logger(__name__)
 SILENT_LIMIT_S = 30.0
@@ -111,8 +113,14 @@ class Operator:
             settings=settings.loop,
             epoch=lambda: self.election.term or 0,
             on_plan=self._on_plan,
+            on_step=self._on_step,
             on_round=self._on_round,
         )
+        self.store: BufferedStore | None = None
+        if settings.database_url:
+            self.store = BufferedStore(open_store(settings.database_url))
+        self._recorded_s = float("-inf")
+        self._store_said = ""
         self.primed = threading.Event()
         self.ending = threading.Event()
         self.won_s = float("inf")
@@ -170,6 +178,8 @@ class Operator:
             self._loop_thread.join(1.0)
         self.election.stopping.set()
         election.join(2.0)
+        if self.store is not None:
+            self.store.close(1.0)
         self.brain.close()
         page.stop()
         return 0
@@ -189,6 +199,8 @@ class Operator:
         log.info("leads", term=term)
         self.won_s = time.monotonic()
         self.metrics.leader.set(1)
+        if self.store is not None:
+            self.store.start()
         threading.Thread(target=self.notices.run, name="notices", daemon=True).start()
         threading.Thread(target=self.sampler.run, name="sampler", daemon=True).start()
         self._loop_thread = threading.Thread(target=self.loop.run, name="loop", daemon=True)
@@ -222,12 +234,98 @@ class Operator:
     def _on_plan(self, loop: Loop, decisions: Any) -> None:
         self.metrics.solved(decisions, loop.brain.last_s or 0.0)
 
+    def _on_step(self, view: ServiceView, step: int, outcome: str, spec: PlanSpec | None = None) -> None:
+        """Tell what was planned, written or observed."""
+        if spec is not None:
+            log.info(
+                "plan",
+                service=view.name,
+                digest=spec.digest,
+                solve_id=spec.solve_id,
+                usd_per_hour=spec.cost_usd_per_hour,
+                bound_usd_per_hour=spec.lower_bound_usd_per_hour,
+                steps=len(spec.steps),
+                why=spec.reasons[0] if spec.reasons else "",
+            )
+            self._keep(
+                Decision(
+                    service=view.name,
+                    t_s=time.time(),
+                    digest=spec.digest,
+                    solve_id=spec.solve_id,
+                    desired={wanted.variant: wanted.replicas for wanted in spec.desired},
+                    reasons=spec.reasons,
+                    cost_usd_per_h=spec.cost_usd_per_hour,
+                    lower_bound_usd_per_h=spec.lower_bound_usd_per_hour,
+                    gap_ratio=spec.gap_ratio,
+                )
+            )
+        elif view.plan is not None:
+            written = view.plan.spec.steps[step]
+            log.info(
+                "step",
+                service=view.name,
+                digest=view.plan.spec.digest,
+                step=step + 1,
+                of=len(view.plan.spec.steps),
+                outcome=outcome,
+                target=f"{written.target_ref.kind} {written.target_ref.name}",
+                replicas=written.to_replicas,
+                epoch=self.election.term,
+            )
+            self._keep(
+                StepDone(
+                    service=view.name,
+                    t_s=time.time(),
+                    digest=view.plan.spec.digest,
+                    step=step,
+                    outcome=outcome,
+                    target=f"{written.target_ref.kind} {written.target_ref.name}",
+                    from_replicas=written.from_replicas,
+                    to_replicas=written.to_replicas,
+                    epoch=self.election.term or 0,
+                )
+            )
+
+    def _keep(self, entry: Entry) -> None:
+        if self.store is not None:
+            self.store.put(entry)
+
+    def _record_traffic(self, loop: Loop) -> None:
+        """Keep what traffic is, as often as it is sampled."""
+        now_s = time.time()
+        if self.store is None or now_s - self._recorded_s < max(1.0, self.settings.sample_s):
+            return
+        self._recorded_s = now_s
+        for view in loop.views.present().values():
+            rate = view.traffic.rate_rps
+            if rate is None or not view.traffic.fresh:
+                continue
+            targets = [variant.target for variant in view.variants if variant.target is not None]
+            self.store.put(
+                TrafficSample(
+                    service=view.name,
+                    t_s=now_s,
+                    rate_rps=rate,
+                    desired=sum(target.replicas for target in targets),
+                    ready=sum(target.ready for target in targets),
+                )
+            )
+
     def _on_round(self, loop: Loop, seconds: float, error: str) -> None:
         self.metrics.reconcile.observe(seconds)
         if error:
             self.metrics.errors.labels("api" if error != "internal error" else "internal").inc()
         if not error:
             self._gauges(loop)
+            self._record_traffic(loop)
+        if self.store is not None:
+            self.metrics.store_ready.set(1 if self.store.healthy else 0)
+            if self.store.reason != self._store_said:
+                self._store_said = self.store.reason
+                log.warning(
+                    "history", ready=self.store.healthy, reason=self.store.reason, dropped=self.store.dropped
+                )
 
     def _gauges(self, loop: Loop) -> None:
         now_s = time.time()

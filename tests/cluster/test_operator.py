@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,7 +108,7 @@ def served(api: Api) -> bool:
         return False  # its storage is being set up
 
 
-def put_pair(api: Api, name: str, rate: float, *, mode: str = "Auto", **more: object) -> None:
+def put_pair(api: Api, name: str, rate: float, *, mode: str = "Auto", **more: Any) -> None:
     """Put a service with two Deployments on two GPU types."""
     for letter, product in (("a", "BasicA"), ("h", "BasicH")):
         if api.get(DEPLOYMENTS, SPACE, f"{name}-{letter}") is None:

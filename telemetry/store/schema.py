@@ -1,0 +1,80 @@
+"""Tables of the history: traffic rolled up by time, decisions, and steps of actuation.
+
+It exists apart from the store so that migrations are checked against one definition. Times are seconds since 1970.
+"""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAME = String(512)
+KEY = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite counts only INTEGER keys by itself."""
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+
+class TrafficRow(Base):
+    """Traffic of one service in one window of ``level_s`` seconds."""
+
+    __tablename__ = "traffic"
+    level_s: Mapped[int] = mapped_column(Integer, primary_key=True)
+    service: Mapped[str] = mapped_column(NAME, primary_key=True)
+    start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    samples: Mapped[int] = mapped_column(Integer)
+    rate_mean_rps: Mapped[float] = mapped_column(Float)
+    rate_max_rps: Mapped[float] = mapped_column(Float)
+    desired: Mapped[int] = mapped_column(Integer)
+    """Replicas asked for at the last sample."""
+    ready: Mapped[int] = mapped_column(Integer)
+    last_s: Mapped[float] = mapped_column(Float)
+    """Time of the last sample taken in: an older one is a repetition."""
+
+    __table_args__ = (Index("traffic_by_age", "level_s", "start_s"),)
+
+
+class DecisionRow(Base):
+    """One Plan that was made."""
+
+    __tablename__ = "decision"
+    id: Mapped[int] = mapped_column(KEY, primary_key=True, autoincrement=True)
+    t_s: Mapped[float] = mapped_column(Float)
+    service: Mapped[str] = mapped_column(NAME)
+    digest: Mapped[str] = mapped_column(String(128))
+    solve_id: Mapped[str] = mapped_column(String(64))
+    cost_usd_per_h: Mapped[float | None] = mapped_column(Float)
+    lower_bound_usd_per_h: Mapped[float | None] = mapped_column(Float)
+    gap_ratio: Mapped[float | None] = mapped_column(Float)
+    desired: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Replicas by variant."""
+    reasons: Mapped[list[Any]] = mapped_column(JSON)
+
+    __table_args__ = (
+        UniqueConstraint("service", "digest", "solve_id", name="decision_once"),
+        Index("decision_by_time", "service", "t_s"),
+    )
+
+
+class StepRow(Base):
+    """One step of a Plan that was written or seen done."""
+
+    __tablename__ = "step"
+    id: Mapped[int] = mapped_column(KEY, primary_key=True, autoincrement=True)
+    t_s: Mapped[float] = mapped_column(Float)
+    service: Mapped[str] = mapped_column(NAME)
+    digest: Mapped[str] = mapped_column(String(128))
+    step: Mapped[int] = mapped_column(Integer)
+    outcome: Mapped[str] = mapped_column(String(32))
+    target: Mapped[str] = mapped_column(NAME)
+    from_replicas: Mapped[int] = mapped_column(Integer)
+    to_replicas: Mapped[int] = mapped_column(Integer)
+    epoch: Mapped[int] = mapped_column(Integer)
+    """Term of the leader that did it."""
+
+    __table_args__ = (
+        UniqueConstraint("service", "digest", "step", "outcome", "epoch", name="step_once"),
+        Index("step_by_time", "service", "t_s"),
+    )
