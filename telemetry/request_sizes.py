@@ -79,6 +79,13 @@ class SizeRecord:
         return size_groups(self._counts, self._total)
 
 
+def sizes_of(histograms: Iterable[CumulativeHistogram | None]) -> tuple[SizeGroup, ...]:
+    """Return at most `MOST_GROUPS` sizes of all that the known ones of the histograms hold."""
+    record = SizeRecord(memory_s=1.0)
+    record.add([histogram for histogram in histograms if histogram is not None], t_s=0.0)
+    return record.groups()
+
+
 def bins(histogram: CumulativeHistogram) -> list[tuple[Bin, float]]:
     """Return the sizes between neighbouring edges and how often they were counted, where they were."""
     lows = (0.0, *histogram.edges)

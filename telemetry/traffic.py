@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import RequestBucket
 from telemetry.engine_sample import CumulativeHistogram, EngineSample
-from telemetry.request_sizes import SizeGroup, SizeRecord, bins, request_buckets, size_groups
+from telemetry.request_sizes import SizeGroup, SizeRecord, request_buckets, sizes_of
 
 STALE_AFTER = 2.0
 """Intervals without a sample after which a pod is missing."""
@@ -337,8 +337,8 @@ class TrafficEstimator:
         if self._known is not None:
             return self._known
         samples = [pod.last for pod in self._pods.values() if pod.last is not None]
-        prompts = _lifetime(sample.prompt_sizes for sample in samples)
-        outputs = _lifetime(sample.generation_sizes for sample in samples)
+        prompts = sizes_of(sample.prompt_sizes for sample in samples)
+        outputs = sizes_of(sample.generation_sizes for sample in samples)
         if prompts and outputs:
             self._known = prompts, outputs  # a restart of the engines must not forget them
         return prompts, outputs
@@ -371,15 +371,3 @@ class TrafficEstimator:
 
 def _missing(pods: Iterable[_Pod]) -> tuple[str, ...]:
     return tuple(sorted({name for pod in pods for name in pod.missing}))
-
-
-def _lifetime(histograms: Iterable[CumulativeHistogram | None]) -> tuple[SizeGroup, ...]:
-    counts: dict[tuple[float, float], float] = {}
-    total = 0.0
-    for histogram in histograms:
-        if histogram is None:
-            continue
-        total += histogram.total
-        for each, count in bins(histogram):
-            counts[each] = counts.get(each, 0.0) + count
-    return size_groups(counts, total)
