@@ -32,6 +32,11 @@ class ApiError(Exception):
         self.body = body or {}
 
     @property
+    def passing(self) -> bool:
+        """Whether the same write may succeed in a moment: somebody was faster, or we are not yet known to lead."""
+        return self.code == 409 or (self.code == 403 and "only the leader may write" in str(self))
+
+    @property
     def field_owner(self) -> str | None:
         """The manager that owns a field we tried to apply, if that is why."""
         causes = (self.body.get("details") or {}).get("causes") or []
@@ -88,19 +93,23 @@ RESOURCE_CLAIMS = Resource(api_version="resource.k8s.io/v1", kind="ResourceClaim
 HTTP_ROUTES = Resource(api_version="gateway.networking.k8s.io/v1", kind="HTTPRoute", plural="httproutes")
 EVENTS = Resource(api_version="events.k8s.io/v1", kind="Event", plural="events")
 LEASES = Resource(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
+LEADERSHIPS = Resource(api_version=f"{GROUP}/{VERSION}", kind="Leadership", plural="leaderships")
+"""What the chart's admission policy reads to refuse the writes of all but the leader."""
 TARGETS = {resource.kind: resource for resource in (DEPLOYMENTS, STATEFUL_SETS, LEADER_WORKER_SETS)}
 
 
-def connect(kubeconfig: str | None = None) -> client.ApiClient:
-    """Return a client for the cluster we run in, or for a kubeconfig."""
+def connect(kubeconfig: str | None = None, context: str | None = None) -> client.ApiClient:
+    """Return a client for the cluster we run in, or for a kubeconfig and a context of it."""
     settings = client.Configuration()
-    if kubeconfig is None:
+    if kubeconfig is None and context is None:
         try:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         except config.ConfigException:
             config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     else:
-        config.load_kube_config(config_file=kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
+        config.load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=kubeconfig, context=context, client_configuration=settings
+        )
     settings.retries = False
     return client.ApiClient(settings)
 

@@ -306,10 +306,10 @@ class Loop:
     def _back_off(self, view: ServiceView, error: ApiError) -> None:
         backoff = self._backoffs.setdefault(view.name, Backoff())
         backoff.times += 1
-        wait_s = 0.2 if error.code == 409 else min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
+        wait_s = 0.2 if error.passing else min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
         backoff.until_s = time.monotonic() + wait_s
         log.warning("write", service=view.name, code=error.code, error=str(error), again_in_s=wait_s)
-        if error.code != 409:
+        if not error.passing:
             self.notices.event(view, "Warning", "WriteFailed", str(error))
 
     def _propose(
@@ -480,7 +480,7 @@ class Loop:
             del self._written[gone]
         errors = list(self._pool.map(self._write_status, jobs))
         for error in errors:
-            if error is not None and error.code not in {404, 409}:
+            if error is not None and error.code != 404 and not error.passing:
                 raise error
 
     def _write_status(self, job: tuple[ServiceView, dict[str, Any], tuple[Any, ...]]) -> ApiError | None:

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 import structlog
 
-from controller.operator.api import Api, ApiError, Resource, connect
+from controller.operator.api import CONTROLLER, LEADERSHIPS, Api, ApiError, Resource, connect
 from controller.operator.brain import Brain, BrainLimits
-from controller.operator.leader import Election, LeaseTimes
+from controller.operator.leader import LEASE_NAME, Election, LeaseTimes
 from controller.operator.loop import Loop, LoopSettings
 from controller.operator.metrics import Metrics, Page
 from controller.operator.notices import Notices
@@ -203,8 +203,28 @@ class Operator:
             self.store.start()
         threading.Thread(target=self.notices.run, name="notices", daemon=True).start()
         threading.Thread(target=self.sampler.run, name="sampler", daemon=True).start()
-        self._loop_thread = threading.Thread(target=self.loop.run, name="loop", daemon=True)
+        self._loop_thread = threading.Thread(target=self._lead, args=(term,), name="loop", daemon=True)
         self._loop_thread.start()
+
+    def _lead(self, term: int) -> None:
+        """Say who leads, for the admission policy that fences all others off; then go round."""
+        body = {
+            "metadata": {"name": LEASE_NAME, "namespace": self.settings.namespace},
+            "spec": {"holderIdentity": self.settings.identity, "epoch": term},
+        }
+        while not self.loop.stopping.is_set():
+            try:
+                self.writing.apply(LEADERSHIPS, body, manager=CONTROLLER, force=True)
+                break
+            except ApiError as error:
+                if error.code == 404:
+                    log.warning(
+                        "not fenced", reason="the cluster has no Leadership resource: install the chart's"
+                    )
+                    break
+                log.warning("leadership", error=str(error))
+                self.loop.stopping.wait(0.5)
+        self.loop.run()
 
     def _lost(self, why: str) -> NoReturn:
         log.error("lease lost; ending at once", reason=why)
