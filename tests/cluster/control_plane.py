@@ -30,6 +30,8 @@ class ControlPlane:
     folder: Path
     server: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    commands: dict[str, tuple[str | Path, ...]] = field(default_factory=dict)
+    """How each process was started."""
 
     @property
     def kubeconfig(self) -> Path:
@@ -40,6 +42,22 @@ class ControlPlane:
         """Return an API (``CoreV1Api``) of the client library as the cluster's administrator."""
         administrator = config.new_client_from_config(str(self.kubeconfig))  # type: ignore[no-untyped-call]
         return getattr(client, name)(administrator)
+
+    def kill(self, name: str) -> None:
+        """End one process at once, as a crash would."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def start(self, name: str) -> None:
+        """Start one process, again if it ended; its log goes on."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                self.commands[name],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
 
 def eventually(ask: Callable[[], Answer], *, within_s: float = 60.0, every_s: float = 0.1) -> Answer:
@@ -123,14 +141,8 @@ def control_plane(binaries: Mapping[str, Path], folder: Path) -> Iterator[Contro
 
 
 def _start(plane: ControlPlane, program: Path, *words: str) -> None:
-    with (plane.folder / f"{program.name}.log").open("wb") as log:
-        plane.processes[program.name] = subprocess.Popen(
-            [program, *words],
-            cwd=plane.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    plane.commands[program.name] = (program, *words)
+    plane.start(program.name)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
