@@ -147,12 +147,15 @@ def _says(file: str, ask: str, version: str) -> bool:
 
 def _linker_flags(module: str) -> str:
     flags = "-s -w"
+    major, minor = VERSION[1:].split(".")[:2]
     if module == "kubernetes":
-        major, minor = VERSION[1:].split(".")[:2]
         base = "k8s.io/component-base/version"
         flags += f" -X {base}.gitVersion={VERSION} -X {base}.gitMajor={major} -X {base}.gitMinor={minor}"
     if module == "helm":
         flags += f" -X helm.sh/helm/v3/internal/version.version={pinned(module)}"
+        for package in ("chartutil", "lint/rules"):  # what a chart is rendered for where no cluster is asked
+            base = f"helm.sh/helm/v3/pkg/{package}"
+            flags += f" -X {base}.k8sVersionMajor={major} -X {base}.k8sVersionMinor={minor}"
     return flags
 
 

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """Return a running control plane."""
-    binaries = _found(control_plane_binaries)
+    binaries = found(control_plane_binaries)
     with control_plane(binaries, tmp_path_factory.mktemp("plane")) as running:
         yield running
 
@@ -30,22 +30,22 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def helm() -> Path:
     """Return Helm of the pinned version."""
-    return _found(lambda: program("helm"))
+    return found(lambda: program("helm"))
 
 
 @pytest.fixture(scope="session")
 def kubectl() -> Path:
     """Return kubectl of the server's version."""
-    return _found(lambda: program("kubectl"))
+    return found(lambda: program("kubectl"))
 
 
 @pytest.fixture(scope="session")
 def definitions_of_others() -> list[Path]:
     """Return the files that define LeaderWorkerSet, HTTPRoute, ServiceMonitor and PrometheusRule."""
-    return _found(others_crds)
+    return found(others_crds)
 
 
-def _found(find: Callable[[], Found]) -> Found:
+def found(find: Callable[[], Found]) -> Found:
     """Find programs; without them a test is skipped, or fails where they are required."""
     try:
         return find()
