@@ -4,6 +4,7 @@ It exists so that a slow or dead source delays nobody. The loop asks `Sampler.tr
 what is known; what is stated in the ModelService needs no reading at all.
 """
 
+import asyncio
 import tempfile
 import threading
 import time
@@ -18,12 +19,14 @@ from controller.operator.api import CONFIG_MAPS, PODS, Api, ApiError
 from controller.operator.times import written_time
 from controller.operator.traffic import Traffic, Window, stated
 from controller.operator.world import Key, Pod, World
-from controller.resources.model_service import ModelServiceSpec, TraceSource
+from controller.resources.model_service import ModelServiceSpec, PrometheusSource, TraceSource
 from controller.trace_planning import summarise_trace
 from solver.domain.demand import demand_of
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import RequestBucket
 from telemetry.engine_sample import EngineSample
+from telemetry.sources.bounded_http import http_client
+from telemetry.sources.prometheus import PrometheusTraffic
 from telemetry.sources.scrape import metrics_url, scraped
 from telemetry.traffic import MeasuredTraffic, StaleTraffic, TrafficEstimator
 
@@ -59,6 +62,7 @@ class Sampler:
     _traces: dict[tuple[str, str, str, str], Traffic] = field(default_factory=dict)
     _asked: dict[Key, ModelServiceSpec] = field(default_factory=dict)
     _estimators: dict[Key, TrafficEstimator] = field(default_factory=dict)
+    _readers: dict[Key, tuple[PrometheusSource, PrometheusTraffic]] = field(default_factory=dict)
     _new: threading.Event = field(default_factory=threading.Event)
 
     def traffic_of(self, specs: Specs) -> dict[Key, Traffic]:
@@ -110,7 +114,7 @@ class Sampler:
 
     def once(self, asked: Mapping[Key, ModelServiceSpec]) -> None:
         """Read every source once."""
-        changed = self._scrape(asked)
+        changed = self._scrape(asked) | self._query(asked)
         for key, spec in asked.items():
             source = spec.traffic.trace_config_map
             if source is not None:
@@ -157,6 +161,50 @@ class Sampler:
             estimator.update(now_s, {name: answers[name] for name in own})
             changed |= self._judge(key, spec, estimator.measure(now_s))
         return changed
+
+    def _query(self, asked: Mapping[Key, ModelServiceSpec]) -> bool:
+        """Ask the Prometheus servers of all services that name one, side by side."""
+        readers: dict[Key, PrometheusTraffic] = {}
+        answers: dict[Key, MeasuredTraffic | StaleTraffic] = {}
+        for key, spec in asked.items():
+            source = spec.traffic.prometheus
+            if source is None:
+                continue
+            known = self._readers.get(key)
+            if known is None or known[0] != source:
+                try:
+                    reader = PrometheusTraffic(
+                        url=source.url,
+                        selector=source.selector,
+                        engine=str(source.engine),
+                        model_name=spec.model,
+                        interval_s=self.window_s,  # Prometheus looks less often than we do
+                        window_s=2 * self.window_s,
+                    )
+                except InputError as error:
+                    answers[key] = StaleTraffic(reason=f"spec.traffic.prometheus: {error}")
+                    continue
+                known = (source, reader)
+                self._readers[key] = known
+            readers[key] = known[1]
+        for gone in self._readers.keys() - asked.keys():
+            del self._readers[gone]
+        if readers:
+            answers |= asyncio.run(
+                _measured(readers, {key: self._ready_pods(key, asked[key]) for key in readers})
+            )
+        changed = False
+        for key, answer in answers.items():
+            if isinstance(answer, StaleTraffic) and self._nothing_runs(key, asked[key]):
+                changed |= self._take(key, NOTHING_RUNS)
+            else:
+                changed |= self._judge(key, asked[key], answer)
+        return changed
+
+    def _ready_pods(self, key: Key, spec: ModelServiceSpec) -> int:
+        """How many engines should answer."""
+        targets = [self.world.get(v.target_ref.kind, (key[0], v.target_ref.name)) for v in spec.variants]
+        return sum(target.ready for target in targets if target is not None)
 
     def _nothing_runs(self, key: Key, spec: ModelServiceSpec) -> bool:
         """Whether every variant is asked to have no replicas: then nobody can be asked, and minReplicas holds."""
@@ -227,6 +275,19 @@ class Sampler:
         return replace(
             self._read.get(key, Traffic()), fresh=False, settled=False, reason=reason, message=message
         )
+
+
+async def _measured(
+    readers: Mapping[Key, PrometheusTraffic], expected: Mapping[Key, int]
+) -> dict[Key, MeasuredTraffic | StaleTraffic]:
+    async with http_client() as client:
+        answers = await asyncio.gather(
+            *(
+                reader.read(now_s=time.time(), expected_pods=expected[key], client=client)
+                for key, reader in readers.items()
+            )
+        )
+    return dict(zip(readers, answers, strict=True))
 
 
 def _read_trace(text: str, name: str) -> Traffic:
