@@ -59,6 +59,8 @@ MEASURED_SLACK_RATIO = 0.5
 FAILED_WAIT_S = 60.0
 MOST_BACKOFF_S = 60.0
 WRITERS = 8
+REFUSED = frozenset({400, 403, 413, 422})
+"""What the API server says of one object for what it is: its service waits, no other does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -475,12 +477,23 @@ class Loop:
             if unchanged(status, view.body.get("status") or {}):
                 self._written[key] = inputs
                 continue
-            jobs.append((view, status, inputs))
+            backoff = self._backoffs.get(f"status {key}")
+            if backoff is None or time.monotonic() >= backoff.until_s:
+                jobs.append((view, status, inputs))
         for gone in self._written.keys() - views.keys():
             del self._written[gone]
         errors = list(self._pool.map(self._write_status, jobs))
-        for error in errors:
-            if error is not None and error.code != 404 and not error.passing:
+        for (view, _, _), error in zip(jobs, errors, strict=True):
+            if error is None:
+                self._backoffs.pop(f"status {view.key}", None)
+            elif error.passing or error.code == 404:
+                continue
+            elif error.code in REFUSED:
+                backoff = self._backoffs.setdefault(f"status {view.key}", Backoff())
+                backoff.times += 1
+                backoff.until_s = time.monotonic() + min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
+                log.warning("status", service=view.name, code=error.code, error=str(error))
+            else:
                 raise error
 
     def _write_status(self, job: tuple[ServiceView, dict[str, Any], tuple[Any, ...]]) -> ApiError | None:

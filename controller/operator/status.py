@@ -25,6 +25,10 @@ from controller.resources.plan import Phase
 from solver.domain.cluster import ServiceDecision
 from solver.services.decide import serves
 
+MOST_SUMMARY = 512
+MOST_MESSAGE = 4096
+"""Characters that the resource's schema allows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -55,7 +59,7 @@ def status_of(view: ServiceView, progress: Progress, *, now: str) -> dict[str, A
     status: dict[str, Any] = {
         "observedGeneration": view.generation,
         "conditions": written(findings, before.get("conditions") or [], generation=view.generation, now=now),
-        "message": _message(findings, view, progress),
+        "message": _cut(_message(findings, view, progress), MOST_MESSAGE),
     }
     current = [
         {"variant": v.spec.name, "replicas": v.target.replicas, "ready": v.target.ready}
@@ -101,7 +105,11 @@ def _summary(view: ServiceView) -> str:
         now, want = variant.target.replicas, wanted.get(variant.spec.name)
         if now or want:
             parts.append(f"{variant.spec.name} {now}" + (f"→{want}" if want not in {None, now} else ""))
-    return ", ".join(parts) or "none"
+    return _cut(", ".join(parts) or "none", MOST_SUMMARY)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _telemetry(view: ServiceView) -> Finding:
@@ -135,10 +143,25 @@ def _solver(view: ServiceView, progress: Progress) -> Finding:
     if decision is None:
         return Finding(type=SOLVER_READY, status=True, reason="NotNeeded")
     if decision.replicas is None:
-        return Finding(
-            type=SOLVER_READY, status=False, reason=_camel(decision.reason), message=decision.message
-        )
+        message = decision.message
+        if decision.reason == "replica-limit":
+            message = f"{message}; {_limits(view)}"
+        return Finding(type=SOLVER_READY, status=False, reason=_camel(decision.reason), message=message)
     return Finding(type=SOLVER_READY, status=True, reason=_camel(decision.status))
+
+
+def _limits(view: ServiceView) -> str:
+    """Name what keeps each variant from more replicas: its own maxReplicas, its owner, or the GPUs of its pool."""
+    specs = {variant.spec.name: variant.spec for variant in view.variants}
+    parts = []
+    for state in view.state.variants if view.state is not None else ():
+        if state.locked:
+            parts.append(f"variant {state.name} stays at {state.replicas}, somebody else scales it")
+        elif state.max_replicas is not None and state.max_replicas == specs[state.name].max_replicas:
+            parts.append(f"maxReplicas of variant {state.name} is {state.max_replicas}")
+        elif state.max_replicas is not None:
+            parts.append(f"{state.max_replicas} of variant {state.name} fit the GPUs of {state.pool}")
+    return ", ".join(parts)
 
 
 def _camel(text: str) -> str:
@@ -176,7 +199,7 @@ def _applied(view: ServiceView, progress: Progress) -> Finding:
     if spec is not None and spec.mode is Mode.OBSERVE:
         return Finding(type=APPLIED, status=False, reason="Observing", message="mode Observe changes nothing")
     if plan is None:
-        return Finding(type=APPLIED, status=False, reason="NoPlan")
+        return Finding(type=APPLIED, status=False, reason="NoPlan", message="there is no plan to apply yet")
     status = plan.current
     if status.phase is Phase.APPLIED:
         return Finding(type=APPLIED, status=True, reason="Applied")

@@ -26,7 +26,7 @@ class Traffic:
     stated: bool = False
     """It is said, not measured."""
     reason: str = "NeverSampled"
-    message: str = ""
+    message: str = "the traffic was not sampled yet"
 
 
 def stated(buckets: Sequence[RequestBucket], *, at: str) -> Traffic:
@@ -39,6 +39,7 @@ def stated(buckets: Sequence[RequestBucket], *, at: str) -> Traffic:
         settled=True,
         stated=True,
         reason="Stated",
+        message="",
     )
 
 
