@@ -3,15 +3,40 @@
 It exists as the one truth about the resource. It is data, cluster-wide: many ModelServices may name one profile.
 """
 
+import json
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
 from controller.resources.model_service import PrecisionName
-from controller.resources.schema import ATOMIC, Amount, Conditions, Part, Positive, Text, Time, rules
+from controller.resources.schema import (
+    ATOMIC,
+    Conditions,
+    Latency,
+    ModelName,
+    Money,
+    Part,
+    Text,
+    Time,
+    Tokens,
+    Watts,
+    rules,
+    spelled,
+)
 
 MOST_ROWS = 512
+_WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+_PREFIX = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_LABEL_KEY = rf"^({_PREFIX}(\.{_PREFIX})*/)?{_WORD}$"
+LabelValue = Annotated[
+    str,
+    spelled(
+        f"^({_WORD})?$",
+        "is no value of a label: letters and digits, with -, _ and . between them",
+        max_length=63,
+    ),
+]
 
 
 class ProvenanceKind(StrEnum):
@@ -25,26 +50,42 @@ class Provenance(Part):
     """Where the numbers come from."""
 
     kind: ProvenanceKind
-    source: str = Field(default="", max_length=1024)
-    date: str = Field(default="", max_length=10, pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    source: str = Field(default="", max_length=1024, description="Report, file or commit, for people.")
+    date: str = Field(default="", max_length=10, json_schema_extra={"format": "date"})
 
 
 class ThroughputRow(Part):
     """At requests of this size one replica sustains ``maxRps`` with these latencies."""
 
-    input_tokens: Annotated[int, Field(gt=0, le=10_000_000)]
-    output_tokens: Annotated[int, Field(gt=0, le=10_000_000)]
-    ttft_seconds: Annotated[float, Field(gt=0, le=3600)]
-    tbt_seconds: Annotated[float, Field(gt=0, le=3600)]
-    max_rps: Positive
+    input_tokens: Tokens
+    output_tokens: Tokens
+    ttft_seconds: Latency = Field(description="Seconds to the first token at maxRps.")
+    tbt_seconds: Latency = Field(description="Seconds between tokens at maxRps.")
+    max_rps: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        description="Requests per second of one replica, all its GPUs together.",
+        json_schema_extra=rules(("self >= 0.000001", "is less than 0.000001 requests per second")),
+    )
 
 
 class Power(Part):
     """Watts of one replica."""
 
-    idle_watts: Amount | None = None
-    prefill_watts: Amount | None = None
-    decode_watts: Amount | None = None
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.idleWatts) || !has(self.prefillWatts) || self.idleWatts <= self.prefillWatts",
+                "idleWatts is larger than prefillWatts",
+            ),
+            (
+                "!has(self.idleWatts) || !has(self.decodeWatts) || self.idleWatts <= self.decodeWatts",
+                "idleWatts is larger than decodeWatts",
+            ),
+        )
+    )
+
+    idle_watts: Watts | None = None
+    prefill_watts: Watts | None = None
+    decode_watts: Watts | None = None
 
 
 class GpuProfileSpec(Part):
@@ -62,14 +103,28 @@ class GpuProfileSpec(Part):
         )
     )
 
-    model: str = Field(min_length=1, max_length=253, pattern=r"^\S+$")
+    model: ModelName = Field(description="The model, as ModelServices name it.")
     precision: PrecisionName = PrecisionName.BF16
-    gpu_type: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-    gpus_per_replica: Annotated[int, Field(ge=1, le=1024)] = 1
-    node_selector: dict[str, Annotated[str, Field(max_length=63)]] = Field(
-        default={}, max_length=16, description="Labels of the nodes whose GPUs are meant."
+    gpu_type: str = spelled(
+        f"^{_WORD}$",
+        "is no GPU type: letters and digits, with -, _ and . between them, as in the label of the nodes",
+        min_length=1,
+        max_length=63,
+        description="A GPU of the catalogue, or the product label of its nodes.",
     )
-    price_usd_per_hour: Amount = Field(description="US$ per hour of one replica (all its GPUs).")
+    gpus_per_replica: Annotated[int, Field(ge=1, le=1024)] = 1
+    node_selector: dict[str, LabelValue] = Field(
+        default={},
+        max_length=16,
+        description="Labels of the nodes whose GPUs are meant.",
+        json_schema_extra=rules(
+            (
+                f"self.all(key, key.size() <= 317 && key.matches({json.dumps(_LABEL_KEY)}))",
+                "a key is no name of a label, such as nvidia.com/gpu.product",
+            )
+        ),
+    )
+    price_usd_per_hour: Money = Field(description="US$ per hour of one replica (all its GPUs).")
     provenance: Provenance
     throughput: tuple[ThroughputRow, ...] = Field(default=(), max_length=MOST_ROWS, json_schema_extra=ATOMIC)
     modelled: bool = Field(default=False, description="Use Ballast's performance model for the GPU type.")

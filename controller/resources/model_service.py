@@ -5,7 +5,6 @@ What a target already states (image, GPUs per pod, replicas) is never repeated h
 """
 
 from enum import StrEnum
-from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
@@ -14,18 +13,34 @@ from controller.resources.schema import (
     Amount,
     Conditions,
     Label,
+    Latency,
+    ModelName,
+    Money,
     ObjectName,
     Part,
+    Rate,
     Replicas,
     TargetRef,
     Text,
     Time,
+    Tokens,
     list_map,
     rules,
+    spelled,
 )
 
 MOST_VARIANTS = 16
 MOST_BUCKETS = 256
+_PATH = '/[!-"$->@-~]*'
+"""Printable ASCII without a space, # and ?."""
+_HOST_LABEL = "[A-Za-z0-9]([-A-Za-z0-9_]{0,61}[A-Za-z0-9])?"
+_HOST = rf"({_HOST_LABEL}(\.{_HOST_LABEL})*|\[[0-9A-Fa-f:.]+\])"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_SPACE = r"[ \t\n]*"
+_MATCHER = (
+    rf'{_SPACE}[a-zA-Z_][a-zA-Z0-9_]*{_SPACE}(=~|!~|!=|=){_SPACE}"([^"\\\x00-\x1f]|\\["\\nt])*"{_SPACE}'
+)
+_MATCHERS = f"({_SPACE}|{_MATCHER}(,{_MATCHER})*,?{_SPACE})"
 
 
 class Mode(StrEnum):
@@ -44,7 +59,7 @@ class Engine(StrEnum):
 
 
 class PrecisionName(StrEnum):
-    """Precisions as in the catalogue (`solver.domain.hardware.Precision`)."""
+    """Number format of the weights."""
 
     BF16 = "bf16"
     FP16 = "fp16"
@@ -58,17 +73,17 @@ class PrecisionName(StrEnum):
 class SloSpec(Part):
     """What the given percentile of the requests must see."""
 
-    ttft_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(description="Seconds to the first token.")
-    tbt_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(description="Seconds between tokens.")
+    ttft_seconds: Latency = Field(description="Seconds to the first token.")
+    tbt_seconds: Latency = Field(description="Seconds between tokens.")
     percentile: int = Field(default=99, ge=50, le=99)
 
 
 class Bucket(Part):
     """Requests of one size and their rate."""
 
-    input_tokens: Annotated[int, Field(gt=0, le=10_000_000)]
-    output_tokens: Annotated[int, Field(gt=0, le=10_000_000)]
-    rate_rps: Amount
+    input_tokens: Tokens
+    output_tokens: Tokens
+    rate_rps: Rate = Field(description="Requests per second.")
 
 
 class Histogram(Part):
@@ -82,14 +97,29 @@ class Scrape(Part):
 
     engine: Engine = Engine.VLLM
     port: int = Field(default=8000, ge=1, le=65535)
-    path: str = Field(default="/metrics", max_length=256, pattern=r"^/[^\s?#]*$")
+    path: str = spelled(
+        f"^{_PATH}$",
+        "is no path such as /metrics, without spaces, ? and #",
+        default="/metrics",
+        max_length=256,
+    )
 
 
 class PrometheusSource(Part):
     """Traffic read from a Prometheus server."""
 
-    url: str = Field(max_length=1024, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
-    selector: str = Field(default="", max_length=1024)
+    url: str = spelled(
+        f"^https?://{_HOST}(:{_PORT})?({_PATH})?$",
+        "is no address such as http://prometheus.monitoring:9090, without user, ? and #",
+        max_length=1024,
+    )
+    selector: str = spelled(
+        rf"^({_MATCHERS}|{_SPACE}\{{{_MATCHERS}\}}{_SPACE})$",
+        'is no list of label matchers such as namespace="chat",model_name="m"',
+        ('!self.contains("__name__")', "names a series; labels only: Ballast names the series"),
+        default="",
+        max_length=1024,
+    )
     engine: Engine = Engine.VLLM
 
 
@@ -97,7 +127,13 @@ class TraceSource(Part):
     """Traffic taken from a recorded trace in a ConfigMap."""
 
     name: ObjectName
-    key: str = Field(default="trace.csv", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    key: str = spelled(
+        r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
+        "is no key of a ConfigMap: letters, digits, -, _ and .",
+        default="trace.csv",
+        min_length=1,
+        max_length=253,
+    )
 
 
 class Traffic(Part):
@@ -143,8 +179,8 @@ class VariantSpec(Part):
 class Change(Part):
     """What a change costs, and how often one may be made without need."""
 
-    start_cost_usd: Amount = Field(default=0.5, description="US$ per GPU started.")
-    stop_cost_usd: Amount = Field(default=0.1, description="US$ per GPU stopped.")
+    start_cost_usd: Money = Field(default=0.5, description="US$ per GPU started.")
+    stop_cost_usd: Money = Field(default=0.1, description="US$ per GPU stopped.")
     min_interval_seconds: int = Field(
         default=300,
         ge=0,
@@ -165,20 +201,29 @@ class ModelServiceSpec(Part):
                 ),
                 "two variants name the same targetRef",
             ),
+            (
+                (
+                    "self.survive == 0 || self.variants.exists(v, !has(v.maxReplicas))"
+                    " || self.variants.map(v, v.maxReplicas).sum() > self.survive"
+                ),
+                "survive is not smaller than the sum of maxReplicas: nothing would be left to serve",
+            ),
             ("self.model == oldSelf.model", "model cannot change: make another ModelService"),
         )
     )
 
-    model: str = Field(min_length=1, max_length=253, pattern=r"^\S+$")
+    model: ModelName = Field(description="What is served, such as meta-llama/Llama-3.1-8B-Instruct.")
     precision: PrecisionName = PrecisionName.BF16
     mode: Mode = Mode.RECOMMEND
-    paused: bool = False
+    paused: bool = Field(default=False, description="Leave everything as it is.")
     slo: SloSpec
     traffic: Traffic
     variants: tuple[VariantSpec, ...] = Field(
         min_length=1, max_length=MOST_VARIANTS, json_schema_extra=list_map("name")
     )
-    headroom_ratio: float = Field(default=0.1, ge=0, le=0.9)
+    headroom_ratio: float = Field(
+        default=0.1, ge=0, le=0.9, description="Part of the capacity that stays free of planned traffic."
+    )
     survive: int = Field(
         default=0, ge=0, le=50, description="Whichever so many replicas fail, the rest serve."
     )

@@ -4,6 +4,7 @@ It exists so that every resource model says its CEL rules and list types beside 
 (`controller.resources.generate`) finds them. It holds no resource.
 """
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,13 +39,48 @@ def list_map(*keys: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
-ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+def spelled(pattern: str, message: str, *also: tuple[str, str], **more: Any) -> Any:
+    r"""Return a text field that must match a pattern; who breaks it reads the message, not the pattern.
 
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-Label = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-Positive = Annotated[float, Field(gt=0, le=1e12)]
+    Patterns name their characters one by one (no ``\\s``, no ``\\d``): Go and Rust mean different sets by the classes.
+    """
+    extra = rules((f"self.matches({json.dumps(pattern)})", message), *also)
+    return Field(pattern=pattern, json_schema_extra=extra, **more)
+
+
+ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+MOST_REPLICAS = 100_000
+
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+ObjectName = Annotated[
+    str,
+    spelled(
+        rf"^{_LABEL}(\.{_LABEL})*$",
+        "is no name of an object: lower-case letters and digits, with - and . between them",
+        min_length=1,
+        max_length=253,
+    ),
+]
+Label = Annotated[
+    str,
+    spelled(
+        f"^{_LABEL}$",
+        "is no name: lower-case letters and digits, with - between them",
+        min_length=1,
+        max_length=63,
+    ),
+]
+ModelName = Annotated[
+    str,
+    spelled("^[!-~]+$", "is no name of a model: letters, digits and signs, no spaces", max_length=253),
+]
 Amount = Annotated[float, Field(ge=0, le=1e12)]
-Replicas = Annotated[int, Field(ge=0, le=100_000)]
+Rate = Annotated[float, Field(ge=0, le=1e6)]
+Money = Annotated[float, Field(ge=0, le=1e6)]
+Watts = Annotated[float, Field(ge=0, le=1e6)]
+Latency = Annotated[float, Field(gt=0, le=3600)]
+Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
+Replicas = Annotated[int, Field(ge=0, le=MOST_REPLICAS)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, max_length=40)]
 Text = Annotated[str, Field(max_length=4096)]
 

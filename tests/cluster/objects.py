@@ -1,0 +1,345 @@
+"""Objects made from our own definitions: valid ones near every bound, and broken ones made of them by mutation.
+
+It exists so that the API server and the operator meet what nobody thought of. A strategy follows the structural
+schema; what only a rule says (``x-kubernetes-validations``) is repaired by a function named after the rule's message,
+so a rule without one fails here at once. Nothing here judges.
+"""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from controller.resources.generate import SPELLED, structural
+from controller.resources.kinds import Kind
+
+Object = dict[str, Any]
+Drawn = SearchStrategy[Any]
+UNICODE = st.characters(codec="utf-8")
+TIMES = (
+    "2026-11-21T10:00:00Z",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59Z",
+    "2026-11-21T10:00:00.123456789+13:45",
+)
+DATES = ("2026-11-21", "0001-01-01", "9999-12-31", "2024-02-29")
+ITEMS = 4
+"""So many different items are made of a list; longer lists repeat them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Values that some texts take as often as not, by the name of their field, so that objects meet each other."""
+
+    by_field: Mapping[str, Sequence[str]]
+
+
+NO_NAMES = Names(by_field={})
+
+
+def valid_specs(kind: Kind, names: Names = NO_NAMES) -> Drawn:
+    """Return specs that the server must take."""
+    return _of(structural(kind.spec.model_json_schema(by_alias=True)), "spec", names)
+
+
+def _of(schema: Object, name: str, names: Names) -> Drawn:
+    made = _plain(schema, name, names)
+    known = names.by_field.get(name)
+    if known:
+        made = st.one_of(st.sampled_from(list(known)), made)
+    return made
+
+
+def _plain(schema: Object, name: str, names: Names) -> Drawn:
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    kind = schema["type"]
+    if kind == "boolean":
+        return st.booleans()
+    if kind == "integer":
+        return _integers(schema)
+    if kind == "number":
+        return _numbers(schema)
+    if kind == "string":
+        return _texts(schema)
+    if kind == "array":
+        return _lists(schema, name, names)
+    if "additionalProperties" in schema:
+        return _maps(schema, names)
+    return _objects(schema, names)
+
+
+def _integers(schema: Object) -> Drawn:
+    low = int(schema.get("minimum", -(2**53))) + bool(schema.get("exclusiveMinimum"))
+    high = int(schema.get("maximum", 2**53)) - bool(schema.get("exclusiveMaximum"))
+    edges = {low, high, min(high, low + 1), max(low, high - 1), *(n for n in (1, 2, 100) if low <= n <= high)}
+    return st.one_of(st.sampled_from(sorted(edges)), st.integers(low, high))
+
+
+def _numbers(schema: Object) -> Drawn:
+    low, high = float(schema.get("minimum", -1e300)), float(schema.get("maximum", 1e300))
+    if schema.get("exclusiveMinimum"):
+        low = math.nextafter(low, math.inf)
+    for entry in schema.get("x-kubernetes-validations", ()):
+        low = max(low, float(entry["rule"].removeprefix("self >= ")))
+    if schema.get("exclusiveMaximum"):
+        high = math.nextafter(high, -math.inf)
+    near = (
+        low,
+        high,
+        math.nextafter(low, math.inf),
+        math.nextafter(high, -math.inf),
+        1e-300,
+        1e-9,
+        0.1,
+        1,
+        -0.0,
+    )
+    edges = [value for value in near if low <= value <= high]
+    return st.one_of(st.sampled_from(edges), st.floats(low, high))
+
+
+def _texts(schema: Object) -> Drawn:
+    most, least = int(schema.get("maxLength", 64)), int(schema.get("minLength", 0))
+    if schema.get("format") == "date-time":
+        return st.sampled_from(TIMES)
+    if schema.get("format") == "date":
+        return st.sampled_from(DATES)
+    pattern = schema.get("pattern")
+    forbidden = ""
+    for entry in schema.get("x-kubernetes-validations", ()):
+        rule = entry["rule"]
+        if rule.startswith(SPELLED):
+            pattern = json.loads(rule[len(SPELLED) : -1])
+        elif rule.startswith("!self.contains("):
+            forbidden = json.loads(rule[len("!self.contains(") : -1])
+        else:
+            raise NotImplementedError(f"a text cannot be made for the rule {rule}")
+    longest = [letter * most for letter in ("a", "A", "\U0001f600", "/", " ")]
+    if pattern is None:
+        made = st.text(UNICODE, min_size=least, max_size=min(most, 24))
+        return st.one_of(made, st.sampled_from(longest))
+    matching = re.compile(pattern)
+    known = [text for text in longest if matching.fullmatch(text)]
+    made = st.from_regex(matching, fullmatch=True, alphabet=UNICODE).filter(
+        lambda text: least <= len(text) <= most and not (forbidden and forbidden in text)
+    )
+    return st.one_of(made, st.sampled_from(known)) if known else made
+
+
+@st.composite
+def _lists(draw: st.DrawFn, schema: Object, name: str, names: Names) -> list[Any]:
+    least, most = int(schema.get("minItems", 0)), int(schema.get("maxItems", 8))
+    item = _of(schema["items"], name, names)
+    size = draw(
+        st.one_of(
+            st.integers(least, min(most, max(least, ITEMS))),
+            st.sampled_from([least, most, max(least, most // 2)]),
+        )
+    )
+    different = [draw(item) for _ in range(min(size, ITEMS))]
+    items = [copy.deepcopy(different[index % len(different)]) for index in range(size)]
+    for key in schema.get("x-kubernetes-list-map-keys", ()):
+        _make_unique(items, [key])
+    return items
+
+
+def _make_unique(items: Sequence[Object], way: Sequence[str]) -> None:
+    """Let the values that lie at a path in every item differ."""
+    seen: set[Any] = set()
+    for index, one in enumerate(items):
+        place = one
+        for part in way[:-1]:
+            place = place[part]
+        fresh: Any = f"u{index}" if isinstance(place[way[-1]], str) else index
+        while place[way[-1]] in seen:
+            place[way[-1]] = fresh
+            fresh = f"{fresh}u" if isinstance(fresh, str) else fresh + len(items)
+        seen.add(place[way[-1]])
+
+
+@st.composite
+def _maps(draw: st.DrawFn, schema: Object, names: Names) -> Object:
+    most = int(schema.get("maxProperties", 4))
+    (rule,) = [entry["rule"] for entry in schema.get("x-kubernetes-validations", ())]
+    key = re.search(r'key\.matches\(("(?:[^"\\]|\\.)*")\)', rule)
+    if key is None:
+        raise NotImplementedError(f"keys cannot be made for the rule {rule}")
+    keys = st.from_regex(json.loads(key[1]), fullmatch=True, alphabet=UNICODE).filter(
+        lambda text: len(text) <= 300
+    )
+    known = names.by_field.get("key")
+    if known:
+        keys = st.one_of(st.sampled_from(list(known)), keys)
+    value = _of(schema["additionalProperties"], "value", names)
+    made: Object = draw(st.dictionaries(keys, value, max_size=min(most, ITEMS)))
+    return made
+
+
+@st.composite
+def _objects(draw: st.DrawFn, schema: Object, names: Names) -> Object:
+    required = set(schema.get("required", ()))
+    made = {
+        name: draw(_of(part, name, names))
+        for name, part in schema["properties"].items()
+        if name in required or draw(st.booleans())
+    }
+    for entry in schema.get("x-kubernetes-validations", ()):
+        REPAIRS[entry["message"]](draw, made, schema, names)
+    return made
+
+
+# -- rules ----------------------------------------------------------------------------------------------------------
+
+Repair = Callable[[st.DrawFn, Object, Object, Names], None]
+
+
+def _one_source(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    source = draw(st.sampled_from(sorted(schema["properties"])))
+    kept = made.get(source, None) or draw(_of(schema["properties"][source], source, names))
+    made.clear()
+    made[source] = kept
+
+
+def _known_version(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    groups = made["kind"] == "LeaderWorkerSet"
+    made["apiVersion"] = "leaderworkerset.x-k8s.io/v1" if groups else "apps/v1"
+
+
+def _least_first(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "maxReplicas" in made:
+        made["minReplicas"] = min(made.get("minReplicas", 0), made["maxReplicas"])
+
+
+def _different_targets(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    _make_unique(made["variants"], ["targetRef", "name"])
+
+
+def _some_left(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    most = [variant.get("maxReplicas") for variant in made["variants"]]
+    if None not in most:
+        made["survive"] = min(made.get("survive", 0), max(0, sum(most) - 1))
+
+
+def _nothing(_draw: st.DrawFn, _made: Object, _schema: Object, _names: Names) -> None:
+    """Rules that speak of a change hold for every new object."""
+
+
+def _rows_or_model(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    if draw(st.booleans()):
+        made.pop("throughput", None)
+        made["modelled"] = True
+    else:
+        made["modelled"] = False
+        if not made.get("throughput"):
+            made["throughput"] = [draw(_of(schema["properties"]["throughput"]["items"], "row", names))]
+
+
+def _idle_least(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "idleWatts" in made:
+        made["idleWatts"] = min(made.values())
+
+
+REPAIRS: dict[str, Repair] = {
+    "exactly one of histogram, scrape, prometheus and traceConfigMap is needed": _one_source,
+    "apiVersion is apps/v1 for Deployment and StatefulSet, leaderworkerset.x-k8s.io/v1 for LeaderWorkerSet": (
+        _known_version
+    ),
+    "minReplicas is larger than maxReplicas": _least_first,
+    "two variants name the same targetRef": _different_targets,
+    "survive is not smaller than the sum of maxReplicas: nothing would be left to serve": _some_left,
+    "model cannot change: make another ModelService": _nothing,
+    "give either rows of throughput or modelled: true": _rows_or_model,
+    "idleWatts is larger than prefillWatts": _idle_least,
+    "idleWatts is larger than decodeWatts": _idle_least,
+}
+
+
+# -- mutation -------------------------------------------------------------------------------------------------------
+
+JUNK: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    2**63,
+    10**40,
+    -1e308,
+    math.nan,
+    math.inf,
+    "",
+    " ",
+    "\u0000",
+    "NaN",
+    "1e3",
+    "../../etc/passwd",
+    "{{ .Values.x }}",
+    "\u202e\U0001f4a5",
+    "x" * 5000,
+    [],
+    [None],
+    [[[[[]]]]],
+    {},
+    {"": ""},
+    {"$ref": "#"},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """What is done to an object, and where: both by numbers, so that it fits any object."""
+
+    how: str
+    where: int
+    junk: Any
+
+    def applied(self, spec: Object) -> Any:
+        """Return a broken copy."""
+        whole = {"spec": copy.deepcopy(spec)}
+        holder, key = _place(whole, self.where)
+        value = holder[key]
+        if self.how == "remove":
+            del holder[key]
+        elif self.how == "add" and isinstance(value, dict):
+            value["unheard"] = self.junk
+        elif self.how == "repeat" and isinstance(value, list):
+            value.extend(value * 600 or [self.junk])
+        elif self.how == "wrap":
+            holder[key] = [value]
+        elif self.how == "stretch" and isinstance(value, str):
+            holder[key] = value * 2000 + "!"
+        elif self.how == "stretch" and isinstance(value, int | float):
+            holder[key] = -value - 1
+        else:
+            holder[key] = self.junk
+        return whole.get("spec")
+
+
+def _place(whole: Object, where: int) -> tuple[Any, Any]:
+    """Walk to a place, as likely a near as a far one; returns its holder and key."""
+    holder: Any = whole
+    while True:
+        keys = list(holder) if isinstance(holder, dict) else range(len(holder))
+        where, at = divmod(where, len(keys))
+        where, deeper = divmod(where, 4)
+        inner = holder[keys[at]]
+        if not deeper or not isinstance(inner, dict | list) or not inner:
+            return holder, keys[at]
+        holder = inner
+
+
+def mutations() -> Drawn:
+    """Return ways to break an object."""
+    return st.builds(
+        Mutation,
+        how=st.sampled_from(["replace", "replace", "remove", "add", "repeat", "wrap", "stretch"]),
+        where=st.integers(0, 2**48),
+        junk=st.sampled_from(JUNK),
+    )
