@@ -42,7 +42,11 @@ class Engines:
                 pods = self.api.list(PODS, self.namespace)
             except ApiError:
                 continue
-            ips = [ip for pod in pods if (ip := (pod.get("status") or {}).get("podIP")) and _ready(pod)]
+            ips = [
+                ip
+                for pod in pods
+                if (ip := (pod.get("status") or {}).get("podIP")) and _ready(pod) and _serves(pod)
+            ]
             for ip in ips:
                 if ip not in self._servers:
                     self._listen(ip)
@@ -111,6 +115,10 @@ class Engines:
         for server in self._servers.values():
             server.shutdown()
             server.server_close()
+
+
+def _serves(pod: dict[str, Any]) -> bool:
+    return (pod["metadata"].get("labels") or {}).get("app") is not None
 
 
 def _ready(pod: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from controller.operator.api import (
 from controller.operator.views import ADOPTED_BY, APPROVED, MANAGED, PAUSED, PREVIOUS_MANAGER
 from tests.cluster import scene
 from tests.cluster.control_plane import ControlPlane, eventually
+from tests.cluster.release import Release
 from tests.cluster.scene import histogram, variant
 
 SPACE = "operator-basics"
@@ -33,8 +34,8 @@ AUTOSCALERS = Resource(
 
 
 @pytest.fixture(scope="module")
-def api(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """Return the API of a cluster with nodes, profiles and a running operator."""
+def api(plane: ControlPlane, helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """Return the API of a cluster with nodes, profiles, and an operator with the rights of the chart."""
     api = scene.api_of(plane)
     scene.install_crds(api)
     scene.ensure_namespace(api, SPACE)
@@ -43,10 +44,16 @@ def api(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     scene.put(api, GPU_PROFILES, scene.profile("basic-a", "BasicA", max_rps=1.0, price=1.0))
     scene.put(api, GPU_PROFILES, scene.profile("basic-h", "BasicH", max_rps=6.0, price=5.0))
     scene.put(api, GPU_PROFILES, scene.profile("basic-group", "BasicH", max_rps=6.0, price=5.0, gpus=4))
-    operators = scene.Operators(plane.kubeconfig, tmp_path_factory.mktemp("operators"), namespace=SPACE)
-    operators.start(f"--watch-namespaces={SPACE}")
+    release = Release(helm=helm, plane=plane, name="ballast-basics", namespace=SPACE)
+    release.install({"crds": {"install": False}, "watchNamespaces": [SPACE]})
+    pod = release.pods()[0]
+    folder = tmp_path_factory.mktemp("operators")
+    operators = scene.Operators(release.kubeconfig(pod), folder, namespace=SPACE)
+    one = operators.start(f"--watch-namespaces={SPACE}", identity=pod)
     yield api
     operators.end()
+    release.uninstall()
+    assert "forbidden" not in one.text()
 
 
 def install_leader_worker_sets(api: Api) -> None:
