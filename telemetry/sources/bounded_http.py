@@ -16,9 +16,13 @@ from solver.domain.errors import InputError
 
 TIMEOUT_S = 5.0
 MOST_BYTES = 4 * 2**20
-_MOST_CONNECTIONS = 64
+_MOST_CONNECTIONS = 128
 _REDIRECTS = range(300, 400)
 _PORTS = 65536
+
+
+class UnreachableError(InputError):
+    """Nobody answered, or not in time: asking again at once is a waste."""
 
 
 def http_client(*, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
@@ -47,8 +51,10 @@ async def fetched(
 
     Raises
     ------
+    UnreachableError
+        One line with ``source``: nobody answers, too slow, the connection broke.
     InputError
-        One line with ``source``: unreachable, too slow, too large, sent elsewhere, or a status in ``refused``.
+        The same for: too large, sent elsewhere, a status in ``refused``.
     """
     address = _checked(url, source)
     options: dict[str, Any] = {"headers": {"Accept": "text/plain;version=0.0.4, application/json;q=0.5"}}
@@ -78,9 +84,9 @@ async def fetched(
                     )
             return answer.status_code, bytes(body)
     except (TimeoutError, httpx.TimeoutException):
-        raise InputError(f"no answer within {timeout_s:g} s", where=source) from None
+        raise UnreachableError(f"no answer within {timeout_s:g} s", where=source) from None
     except (httpx.HTTPError, OSError, ExceptionGroup) as error:
-        raise InputError(_told(error), where=source) from None
+        raise UnreachableError(_told(error), where=source) from None
 
 
 def _checked(url: str, source: str) -> httpx.URL:

@@ -20,21 +20,21 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from solver.domain.errors import InputError
 from telemetry.engine_sample import CumulativeHistogram
 from telemetry.request_sizes import SizeGroup, request_buckets, sizes_of
-from telemetry.sources.bounded_http import TIMEOUT_S, fetched, http_client
+from telemetry.sources.bounded_http import TIMEOUT_S, UnreachableError, fetched, http_client
 from telemetry.sources.engines import BLANK, engine_names, histogram_of, sound
 from telemetry.traffic import STALE_AFTER, MeasuredTraffic, StaleTraffic, Traffic
 
 LONGEST_SELECTOR = 1024
-AT_ONCE = 8
+AT_ONCE = 16
 _POD_LABELS = ("job", "namespace", "pod", "instance")
 _BY_POD = f"by ({', '.join(_POD_LABELS)})"
 _MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*("(?:[^"\\\x00-\x1f]|\\["\\nt])*")\s*')
@@ -42,6 +42,7 @@ _OK = 200
 _ERROR_TYPES = {"bad_data", "canceled", "execution", "internal", "not_found", "timeout", "unavailable"}
 _ROUNDING_RATIO = 1e-6
 
+Key = TypeVar("Key", bound=Hashable)
 Pod = tuple[str, ...]
 Sizes = tuple[tuple[SizeGroup, ...], tuple[SizeGroup, ...]]
 
@@ -142,6 +143,13 @@ class PrometheusTraffic:
         self._known: Sizes | None = None
         self._complete_rps: float | None = None
         self._newest_s: float | None = None
+        self.unreachable = ""
+        """Why the server did not answer the last time; empty if it did."""
+
+    @property
+    def address(self) -> str:
+        """Where questions go."""
+        return self._address
 
     async def read(
         self,
@@ -158,20 +166,24 @@ class PrometheusTraffic:
         if client is None:
             async with http_client() as own:
                 return await self.read(now_s=now_s, expected_pods=expected_pods, at_s=at_s, client=own)
+        self.unreachable = ""
         try:
             told_s, rows = await self._ask(client, self._rate_query(), at_s)
             self._check_clock(told_s - (now_s if at_s is None else at_s))
             return await self._judged(client, told_s, rows, expected_pods)
         except InputError as error:
-            return StaleTraffic(reason=str(error), age_s=self._age(now_s))
+            self.unreachable = str(error) if isinstance(error, UnreachableError) else ""
+            return self.unread(str(error), now_s=now_s)
+
+    def unread(self, reason: str, *, now_s: float) -> StaleTraffic:
+        """Say that there is no measurement, for a reason known elsewhere."""
+        age_s = None if self._newest_s is None else max(0.0, now_s - self._newest_s)
+        return StaleTraffic(reason=reason, age_s=age_s)
 
     def _check_clock(self, ahead_s: float) -> None:
         if abs(ahead_s) > STALE_AFTER * self._interval_s:
             where = "ahead of" if ahead_s > 0 else "behind"
             raise InputError(f"its clock is {abs(ahead_s):.0f} s {where} ours", where=self._address)
-
-    def _age(self, now_s: float) -> float | None:
-        return None if self._newest_s is None else max(0.0, now_s - self._newest_s)
 
     async def _judged(
         self, client: httpx.AsyncClient, told_s: float, rows: Iterable[_Row], expected_pods: int | None
@@ -470,22 +482,29 @@ def _rising(buckets: Mapping[float, float]) -> dict[float, float]:
 
 
 async def read_all(
-    services: Mapping[str, PrometheusTraffic], *, now_s: float, expected_pods: Mapping[str, int]
-) -> dict[str, Traffic]:
-    """Read many services at once, a few at a time."""
+    services: Mapping[Key, PrometheusTraffic], *, now_s: float, expected_pods: Mapping[Key, int]
+) -> dict[Key, Traffic]:
+    """Read many services, some at once; a server that did not answer one is not asked for the next."""
     places = asyncio.Semaphore(AT_ONCE)
+    down: dict[str, str] = {}
 
-    async def one(name: str, service: PrometheusTraffic, client: httpx.AsyncClient) -> Traffic:
+    async def one(key: Key, service: PrometheusTraffic, client: httpx.AsyncClient) -> Traffic:
         async with places:
-            return await service.read(now_s=now_s, expected_pods=expected_pods.get(name), client=client)
+            reason = down.get(service.address)
+            if reason is not None:
+                return service.unread(reason, now_s=now_s)
+            answer = await service.read(now_s=now_s, expected_pods=expected_pods.get(key), client=client)
+            if service.unreachable:
+                down[service.address] = service.unreachable
+            return answer
 
     async with http_client() as client:
-        answers = await asyncio.gather(*(one(name, each, client) for name, each in services.items()))
+        answers = await asyncio.gather(*(one(key, each, client) for key, each in services.items()))
     return dict(zip(services, answers, strict=True))
 
 
 def all_read(
-    services: Mapping[str, PrometheusTraffic], *, now_s: float, expected_pods: Mapping[str, int]
-) -> dict[str, Traffic]:
+    services: Mapping[Key, PrometheusTraffic], *, now_s: float, expected_pods: Mapping[Key, int]
+) -> dict[Key, Traffic]:
     """Do `read_all` from a thread that runs no event loop."""
     return asyncio.run(read_all(services, now_s=now_s, expected_pods=expected_pods))

@@ -16,7 +16,7 @@ from telemetry.engine_sample import EngineSample
 from telemetry.sources.bounded_http import MOST_BYTES, TIMEOUT_S, fetched, http_client
 from telemetry.sources.engines import read_engine_metrics
 
-AT_ONCE = 32
+AT_ONCE = 100
 
 
 def metrics_url(address: str, port: int, path: str = "/metrics") -> str:

@@ -7,9 +7,26 @@ queue, so tests know what really arrived.
 import bisect
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate
+
+from telemetry.engine_sample import CumulativeHistogram, EngineSample
 
 TOKEN_EDGES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 TTFT_EDGES = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+SERIES = (
+    "process_start_time_seconds",
+    "vllm:generation_tokens_total",
+    "vllm:inter_token_latency_seconds",
+    "vllm:kv_cache_usage_perc",
+    "vllm:num_preemptions_total",
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:prompt_tokens_total",
+    "vllm:request_generation_tokens",
+    "vllm:request_prompt_tokens",
+    "vllm:request_success_total",
+    "vllm:time_to_first_token_seconds",
+)
 
 
 @dataclass(slots=True)
@@ -32,9 +49,14 @@ class Counted:
         out = []
         for edge, count in zip((*self.edges, math.inf), self.counts, strict=True):
             seen += count
-            text = "+Inf" if edge == math.inf else f"{edge:.1f}"
+            text = "+Inf" if edge == math.inf else repr(edge)
             out.append(f'{name}_bucket{{{labels},le="{text}"}} {seen}.0')
         return [*out, f"{name}_sum{{{labels}}} {self.total!r}", f"{name}_count{{{labels}}} {seen}.0"]
+
+    def histogram(self) -> CumulativeHistogram:
+        return CumulativeHistogram(
+            edges=self.edges, cumulative=tuple(accumulate(map(float, self.counts))), total=float(self.total)
+        )
 
 
 @dataclass(slots=True)
@@ -114,6 +136,27 @@ class Engine:
             self.decoding.append(self.preempted.pop(0))
         while self.waiting and self.running < self.places:
             self.prefilling.append(self.waiting.pop(0))
+
+    def sample(self, t_s: float) -> EngineSample:
+        """Return what a reader of `vllm` must find, without the detour (and the cost) of a page."""
+        return EngineSample(
+            t_s=t_s,
+            engine="vllm",
+            running=float(self.running),
+            waiting=float(self.queued),
+            finished_total=float(self.finished),
+            first_tokens_total=float(sum(self.ttft.counts)),
+            preemptions_total=float(self.preemptions),
+            prompt_tokens=self.prompts.histogram(),
+            generation_tokens=self.outputs.histogram(),
+            prompt_tokens_total=float(self.prompts.total),
+            generation_tokens_total=float(self.outputs.total),
+            kv_use_ratio=0.25,
+            ttft_s=self.ttft.histogram(),
+            inter_token_s=Counted(TTFT_EDGES).histogram(),
+            started_s=self.started_s,
+            series=SERIES,
+        )
 
     def vllm(self, model: str = "m", engine: str = "0", *, start_time: bool = True) -> str:
         """Show the page of a vLLM with one engine."""

@@ -51,6 +51,13 @@ def test_a_page_of_vllm() -> None:
     assert "vllm:num_requests_waiting_by_reason" not in sample.series
 
 
+def test_a_page_says_what_the_engine_counted() -> None:
+    """Other tests take samples without the detour of a page."""
+    engine = busy()
+    engine.preempt()
+    assert read(engine.vllm()) == engine.sample(100.0)
+
+
 def test_a_page_of_sglang() -> None:
     sample = read(busy().sglang(), "sglang")
     assert (sample.running, sample.waiting, sample.finished_total, sample.missing) == (2, 1, 1, ())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solver.domain.errors import InputError
-from telemetry.sources.prometheus import PrometheusTraffic, all_read, checked_selector
+from telemetry.sources.prometheus import AT_ONCE, PrometheusTraffic, all_read, checked_selector
 from telemetry.traffic import MeasuredTraffic, StaleTraffic, Traffic
 from tests.telemetry.loopback import Answer, say, serving
 from tests.telemetry.test_scrape import free_port
@@ -398,6 +398,20 @@ def test_many_services_at_once() -> None:
     assert list(answers) == list(services)
     assert told(answers.pop("down")) == "Connection refused"
     assert {measured(answer).rate_rps for answer in answers.values()} == {8}
+
+
+def test_a_server_that_is_down_is_not_asked_for_every_service() -> None:
+    asked = []
+
+    def silent(_: BaseHTTPRequestHandler, form: dict[str, str]) -> None:
+        asked.append(form)
+        time.sleep(1)
+
+    with serving(silent) as url:
+        services = {i: reader(url, timeout_s=0.3) for i in range(3 * AT_ONCE)}
+        answers = all_read(services, now_s=NOW_S, expected_pods={})
+    assert {told(answer) for answer in answers.values()} == {"no answer within 0.3 s"}
+    assert len(asked) <= AT_ONCE
 
 
 # Selectors.

@@ -1,5 +1,6 @@
 """Arrivals from looks at engines: nothing lost, nothing invented, nothing negative, and no answer rather than zero."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,7 @@ BEGIN_S = 1_700_000_000.0
 
 
 def look(engine: Engine, t_s: float) -> EngineSample:
-    return read_engine_metrics(engine.vllm(), engine="vllm", t_s=t_s, source="pod")
+    return engine.sample(t_s)
 
 
 @dataclass
@@ -116,7 +117,7 @@ def test_every_arrival_is_counted_once_but_those_lost_at_restarts(
     estimator.update(now_s, {"a": look(engine, now_s)})
     expected = 0
     for before, restart, after in rounds:
-        seen = read_engine_metrics(engine.vllm(), engine="vllm", t_s=now_s, source="a")
+        seen = look(engine, now_s)
         arrived = before.count("arrive")
         for operation in before:
             apply(engine, operation)
@@ -228,6 +229,50 @@ def test_a_drain_is_not_demand() -> None:
     answer = measured(world.round())
     # The prefilling ones cannot be told from aborted ones: they count as arrivals at most.
     assert answer.rate_rps <= engine.places / INTERVAL_S
+
+
+def test_requests_that_vanish_are_not_negative() -> None:
+    """Requests aborted in the queue leave no trace; another pod's arrivals still count in full."""
+    world = steady(pods=2)
+    for _ in range(2):
+        answer = measured(
+            world.rounds(
+                1,
+                {"chat-1": 75},
+                lambda now_s: {"chat-0": replace(look(world.pods["chat-0"], now_s), waiting=1000.0)},
+            )
+        )
+    for _ in range(8):
+        answer = measured(world.rounds(1, {"chat-1": 75}))
+        assert answer.rate_rps >= 5 * 0.999
+    assert answer.rate_rps == pytest.approx(5)
+
+
+def test_one_stamp_gives_no_rate() -> None:
+    world = World({"a": Engine()})
+    stamp = world.now_s
+    world.round()
+    for _ in range(20):
+        world.pods["a"].arrive(100, 20)
+    world.pods["a"].serve_all()
+    assert stale(world.round({"a": look(world.pods["a"], stamp)})).reason == "a: its stamp does not advance"
+
+
+def test_sizes_before_a_restart_are_not_subtracted() -> None:
+    engine = Engine()
+    world = World({"a": engine})
+    world.round()
+    engine.arrive(1000, 20)
+    engine.serve_all()
+    world.round()
+    engine.restart(world.now_s)
+    for _ in range(50):
+        engine.arrive(100, 20)
+    engine.serve_all()
+    answer = measured(world.round())
+    mean = sum(b.rate_rps * (b.input_tokens or 0) for b in answer.buckets) / answer.rate_rps
+    old = math.exp(-INTERVAL_S / (2 * WINDOW_S))
+    assert mean == pytest.approx((50 * 100 + old * 1000) / (50 + old))
 
 
 def test_gauges_of_another_instant_even_out() -> None:
@@ -499,6 +544,14 @@ def test_pods_that_go_take_their_requests_in_flight_with_them() -> None:
         assert 5 * 0.99 <= answer.rate_rps <= before.rate_rps
         before = answer
     assert answer.rate_rps == pytest.approx(5)
+
+
+def test_traffic_of_pods_that_go_moves_to_the_others() -> None:
+    world = steady(pods=2, count=75)
+    del world.pods["chat-1"]
+    for _ in range(6):
+        answer = measured(world.rounds(1, {"chat-0": 150}))
+        assert answer.rate_rps == pytest.approx(10)
 
 
 def test_a_pod_that_was_away_begins_anew() -> None:
