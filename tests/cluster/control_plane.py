@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ class ControlPlane:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     commands: dict[str, tuple[str | Path, ...]] = field(default_factory=dict)
     """How each process was started."""
+    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Options of some programs beside the usual ones."""
 
     @property
     def kubeconfig(self) -> Path:
@@ -79,10 +81,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def control_plane(binaries: Mapping[str, Path], folder: Path) -> Iterator[ControlPlane]:
-    """Run a control plane while the context lasts."""
+def control_plane(
+    binaries: Mapping[str, Path], folder: Path, *, more: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[ControlPlane]:
+    """Run a control plane while the context lasts; ``more`` are options for some programs, by name."""
     etcd, peers, api = free_port(), free_port(), free_port()
-    plane = ControlPlane(folder=folder, server=f"https://127.0.0.1:{api}")
+    plane = ControlPlane(folder=folder, server=f"https://127.0.0.1:{api}", more=dict(more or {}))
     key = folder / "accounts.key"
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     public = folder / "accounts.pub"
@@ -141,7 +145,7 @@ def control_plane(binaries: Mapping[str, Path], folder: Path) -> Iterator[Contro
 
 
 def _start(plane: ControlPlane, program: Path, *words: str) -> None:
-    plane.commands[program.name] = (program, *words)
+    plane.commands[program.name] = (program, *words, *plane.more.get(program.name, ()))
     plane.start(program.name)
 
 
