@@ -231,6 +231,19 @@ def test_a_drain_is_not_demand() -> None:
     assert answer.rate_rps <= engine.places / INTERVAL_S
 
 
+def test_preempted_requests_that_wait_again_did_not_arrive_again() -> None:
+    world = World({"a": Engine(places=50)})
+    world.round()
+    engine = world.pods["a"]
+    for _ in range(31):
+        engine.arrive(100, 20)
+        engine.first_token()
+    engine.finish()
+    for _ in range(20):
+        engine.preempt()
+    assert measured(world.round()).rate_rps == pytest.approx(31 / INTERVAL_S)
+
+
 def test_requests_that_vanish_are_not_negative() -> None:
     """Requests aborted in the queue leave no trace; another pod's arrivals still count in full."""
     world = steady(pods=2)
