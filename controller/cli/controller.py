@@ -20,7 +20,8 @@ def controller() -> None:
     """
 
 
-def _own_namespace() -> str:
+def own_namespace() -> str:
+    """Return the namespace of the pod we run in."""
     try:
         with open(NAMESPACE_FILE, encoding="utf-8") as file:  # noqa: PTH123 - a path of the kubelet's
             return file.read().strip()
@@ -98,7 +99,7 @@ def run(**options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     settings = OperatorSettings(
-        namespace=options["namespace"] or _own_namespace(),
+        namespace=options["namespace"] or own_namespace(),
         identity=options["identity"] or os.environ.get("POD_NAME") or socket.gethostname(),
         kubeconfig=options["kubeconfig"],
         watch_namespaces=tuple(n.strip() for n in options["watch_namespaces"].split(",") if n.strip()),

@@ -30,6 +30,7 @@ def print_table(
     """Print a table on stdout; ``right`` are the indices of right-aligned (numeric) columns."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
@@ -38,7 +39,7 @@ def print_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(("-" if cell is None else escape(str(cell))) for cell in row))
     if title:
         console.print(f"\n{title}", style="bold", markup=False)
     console.print(table)

@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "controller.cli.compare:compare",
     "controller": "controller.cli.controller:controller",
     "demo": "controller.cli.demo:demo",
+    "doctor": "controller.cli.doctor:doctor",
     "plan": "controller.cli.plan:plan",
     "simulate": "controller.cli.simulate:simulate",
     "sweep": "controller.cli.sweep:sweep",

@@ -52,10 +52,15 @@ def install_crds(api: Api) -> None:
         name = body["metadata"]["name"]
         api.apply(CRD, {"metadata": body["metadata"], "spec": body["spec"]}, manager="tests", force=True)
 
-        def established(name: str = name) -> bool:
+        def established(name: str = name, plural: str = body["spec"]["names"]["plural"]) -> bool:
             found = api.get(CRD, None, name)
             conditions = ((found or {}).get("status") or {}).get("conditions") or []
-            return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+            if not any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
+                return False
+            try:
+                return "items" in api.request("GET", f"/apis/{MODEL_SERVICES.api_version}/{plural}")
+            except ApiError:
+                return False  # its storage is being set up
 
         assert eventually(established)
 
