@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= auto
 DATA ?= ../shared/data
 
-.PHONY: help setup demo test check bench docs generate lock clean
+.PHONY: help setup demo test chaos check bench docs generate lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,11 @@ demo: setup  ## plan a real hour of LLM traffic and write out/demo.html
 
 test: setup  ## run all tests
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered -q
+
+chaos: setup  ## run the long fault tests (hours) and put their figures into docs/reliability.md
+	@mkdir -p out && rm -f out/chaos.jsonl
+	@BALLAST_REQUIRE_CLUSTER=1 BALLAST_CHAOS_RESULTS=$(CURDIR)/out/chaos.jsonl $(BIN)/python -m pytest -m chaos tests -q
+	@$(BIN)/python -m tests.cluster.results out/chaos.jsonl
 
 check: setup  ## lint, formatting, types, import contracts, generated files
 	@$(BIN)/ruff check .

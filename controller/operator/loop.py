@@ -17,7 +17,9 @@ import structlog
 
 from controller.operator.annotated import wanted_services
 from controller.operator.api import (
+    ABSENT,
     CONTROLLER,
+    GPU_PROFILES,
     MODEL_SERVICES,
     NODES,
     PLANS,
@@ -39,6 +41,7 @@ from controller.operator.inventory import (
 )
 from controller.operator.notices import Notices
 from controller.operator.plans import standing_replicas, write_plan
+from controller.operator.profile_status import profile_status
 from controller.operator.rollout import Actuation, bring_forward, supersede
 from controller.operator.status import Progress, status_of, unchanged
 from controller.operator.targets import release
@@ -177,6 +180,7 @@ class Loop:
         if not self.settings.paused:
             self._release(specs, owners)
         self._statuses(views, progress, now)
+        self._profiles(specs, inventory, now)
 
     # -- what there is ------------------------------------------------------------------------------------------
 
@@ -406,8 +410,9 @@ class Loop:
             },
             "spec": written.written(),
         }
-        if plan is not None:
-            body["metadata"]["resourceVersion"] = plan.version
+        known = self.world.get(PLANS.kind, view.key)
+        version = ABSENT if known is None else str(known["metadata"]["resourceVersion"])
+        body["metadata"]["resourceVersion"] = version if plan is None else plan.version
         answer = self.api.apply(PLANS, body, manager=CONTROLLER, force=True)
         self.world.put(PLANS.kind, answer)
         self.notices.event(view, "Normal", "PlanMade", f"Plan {written.digest}: {written.reasons[0]}")
@@ -496,10 +501,50 @@ class Loop:
             else:
                 raise error
 
+    def _profiles(self, specs: Mapping[Key, Any], inventory: Inventory, now: str) -> None:
+        """Say on each GpuProfile what it stands for."""
+        users: dict[str, int] = {}
+        for _, spec, _ in specs.values():
+            for variant in spec.variants if spec is not None else ():
+                users[variant.gpu_profile] = users.get(variant.gpu_profile, 0) + 1
+        for key, body in self.world.all(GPU_PROFILES.kind).items():
+            spec, trouble = self.views.profile(key[1])
+            status = profile_status(
+                body,
+                spec,
+                trouble=trouble,
+                pool="" if spec is None else self.views.pool_of(spec).name,
+                inventory=inventory,
+                users=users.get(key[1], 0),
+                now=now,
+            )
+            if unchanged(status, body.get("status") or {}):
+                continue
+            try:
+                answer = self.api.apply(
+                    GPU_PROFILES,
+                    {
+                        "metadata": {"name": key[1], "resourceVersion": body["metadata"]["resourceVersion"]},
+                        "status": status,
+                    },
+                    manager=STATUS,
+                    subresource="status",
+                    force=True,
+                )
+            except ApiError as error:
+                if error.code != 404 and not error.passing:
+                    log.warning("write", profile=key[1], error=str(error))
+                continue
+            self.world.put(GPU_PROFILES.kind, answer)
+
     def _write_status(self, job: tuple[ServiceView, dict[str, Any], tuple[Any, ...]]) -> ApiError | None:
         view, status, inputs = job
         body: Object = {
-            "metadata": {"name": view.key[1], "namespace": view.key[0]},
+            "metadata": {
+                "name": view.key[1],
+                "namespace": view.key[0],
+                "resourceVersion": view.body["metadata"]["resourceVersion"],
+            },
             "status": status,
         }
         try:

@@ -136,7 +136,7 @@ class Views:
     book: ProfileBook
     gpu_label: str
     _specs: dict[tuple[str, int], tuple[ModelServiceSpec | None, str]] = field(default_factory=dict)
-    _profiles: dict[Key, tuple[Any, GpuProfileSpec | None, str]] = field(default_factory=dict)
+    _profiles: dict[Key, tuple[str, GpuProfileSpec | None, str]] = field(default_factory=dict)
     _plans: dict[Key, tuple[Any, PlanView | None]] = field(default_factory=dict)
     _views: dict[Key, tuple[tuple[Any, ...], ServiceView]] = field(default_factory=dict)
 
@@ -168,7 +168,8 @@ class Views:
         key = ("", name)
         body = self.world.get(GPU_PROFILES.kind, key)
         known = self._profiles.get(key)
-        if known is not None and known[0] is body:
+        version = self.version_of(name)
+        if known is not None and known[0] == version:
             return known[1], known[2]
         spec, trouble = None, f"GpuProfile {name} does not exist"
         if body is not None:
@@ -176,8 +177,13 @@ class Views:
                 spec, trouble = GpuProfileSpec.model_validate(body["spec"]), ""
             except ValidationError as error:
                 trouble = f"GpuProfile {name}: {first_problem(error)}"
-        self._profiles[key] = (body, spec, trouble)
+        self._profiles[key] = (version, spec, trouble)
         return spec, trouble
+
+    def profile_paused(self, name: str) -> bool:
+        """Whether somebody paused a profile: nothing that stands on it is changed."""
+        body = self.world.get(GPU_PROFILES.kind, ("", name))
+        return body is not None and (body["metadata"].get("annotations") or {}).get(PAUSED) == "true"
 
     def version_of(self, name: str) -> str:
         """Name the present state of a profile."""
@@ -252,6 +258,7 @@ class Views:
             *(autoscaled.get(name) for name in names),
             *(len(inventory.pods.get(name, ())) for name in names),
             *(self.profile(v.gpu_profile)[0] for v in (spec.variants if spec is not None else ())),
+            *(self.profile_paused(v.gpu_profile) for v in (spec.variants if spec is not None else ())),
             *self._room(spec, inventory),
         )
         known = self._views.get(key)
@@ -265,6 +272,7 @@ class Views:
         paused = bool(spec is not None and spec.paused) or annotations.get(PAUSED) == "true"
         if plan is not None:
             paused = paused or plan.paused
+        paused = paused or any(self.profile_paused(v.gpu_profile) for v in (spec.variants if spec else ()))
         view = ServiceView(
             key=key,
             uid=str(body["metadata"].get("uid") or ""),

@@ -175,32 +175,42 @@ class Store:
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Write entries in one transaction; those that are there already are passed over."""
+        samples: list[TrafficSample] = []
         with Session(self.engine) as session, session.begin():
             for entry in entries:
                 if isinstance(entry, TrafficSample):
-                    self._roll_up(session, entry)
+                    samples.append(entry)
                 else:
                     self._once(session, entry)
+            for level in self.levels if samples else ():
+                self._roll_up(session, level, samples)
 
-    def _roll_up(self, session: Session, sample: TrafficSample) -> None:
-        for level in self.levels:
+    def _roll_up(self, session: Session, level: Level, samples: Sequence[TrafficSample]) -> None:
+        """Take samples into the windows of a level; the windows are read at once."""
+        starts = {int(sample.t_s // level.window_s) * level.window_s for sample in samples}
+        query = select(TrafficRow).where(
+            TrafficRow.level_s == level.window_s,
+            TrafficRow.start_s.in_(starts),
+            TrafficRow.service.in_({sample.service for sample in samples}),
+        )
+        rows = {(row.service, row.start_s): row for row in session.scalars(query)}
+        for sample in samples:
             start_s = int(sample.t_s // level.window_s) * level.window_s
-            row = session.get(TrafficRow, (level.window_s, sample.service, start_s))
+            row = rows.get((sample.service, start_s))
             if row is None:
-                session.add(
-                    TrafficRow(
-                        level_s=level.window_s,
-                        service=sample.service,
-                        start_s=start_s,
-                        samples=1,
-                        rate_mean_rps=sample.rate_rps,
-                        rate_max_rps=sample.rate_rps,
-                        desired=sample.desired,
-                        ready=sample.ready,
-                        last_s=sample.t_s,
-                    )
+                row = TrafficRow(
+                    level_s=level.window_s,
+                    service=sample.service,
+                    start_s=start_s,
+                    samples=1,
+                    rate_mean_rps=sample.rate_rps,
+                    rate_max_rps=sample.rate_rps,
+                    desired=sample.desired,
+                    ready=sample.ready,
+                    last_s=sample.t_s,
                 )
-                session.flush()
+                rows[sample.service, start_s] = row
+                session.add(row)
             elif sample.t_s > row.last_s:
                 row.rate_mean_rps += (sample.rate_rps - row.rate_mean_rps) / (row.samples + 1)
                 row.rate_max_rps = max(row.rate_max_rps, sample.rate_rps)

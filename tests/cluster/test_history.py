@@ -10,21 +10,19 @@ from telemetry.store.store import open_store
 from tests.cluster import scene
 from tests.cluster.control_plane import ControlPlane, eventually
 from tests.cluster.scene import histogram, variant
-from tests.telemetry.postgres import NoServerError, Postgres, make_server
+from tests.telemetry.postgres import NoServerError, Postgres, running_server
 
 SPACE = "history"
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """Return a running server."""
     try:
-        server = make_server(tmp_path_factory.mktemp("postgres"))
-        server.start()
+        with running_server() as server:
+            yield server
     except NoServerError as error:
         pytest.skip(str(error))
-    yield server
-    server.stop("immediate")
 
 
 def put(api: Api, rate: float) -> None:

@@ -298,6 +298,7 @@ def test_annotations_alone_make_an_observing_service(api: Api) -> None:
     }
     scene.put(api, DEPLOYMENTS, body)
     made = eventually(lambda: api.get(MODEL_SERVICES, SPACE, "noted"))
+    assert made is not None
     assert made["spec"]["mode"] == "Observe"
     assert made["metadata"]["ownerReferences"][0]["name"] == "noted"
     assert eventually(lambda: scene.condition(api, SPACE, "noted", "PlanReady").get("reason") == "Observing")
@@ -322,6 +323,26 @@ def test_a_cordoned_node_takes_no_more_and_its_load_moves(api: Api) -> None:
 def cordon(api: Api, node: str, *, unschedulable: bool) -> None:
     body = {"spec": {"unschedulable": unschedulable}}
     api.patch(NODES, None, node, body, content_type="application/merge-patch+json", manager="kubectl")
+
+
+def test_a_profile_says_what_it_stands_for_and_pauses_those_that_use_it(api: Api) -> None:
+    def message() -> str:
+        return str(((api.get(GPU_PROFILES, None, "basic-a") or {}).get("status") or {}).get("message"))
+
+    put_pair(api, "still", 2.0)
+    assert eventually(lambda: applied(api, "still"))
+    assert eventually(lambda: message() == "3 nodes with 24 GPUs; named by 1 variants"), message()
+    body: dict[str, Any] = {"metadata": {"annotations": {PAUSED: "true"}}}
+    api.patch(GPU_PROFILES, None, "basic-a", body, manager="kubectl-annotate")
+    assert eventually(lambda: scene.condition(api, SPACE, "still", "Applied").get("reason") == "Paused")
+    before = counts(api, "still")
+    put_pair(api, "still", 9.0)
+    time.sleep(2)
+    assert counts(api, "still") == before
+    body = {"metadata": {"annotations": {PAUSED: None}}}
+    api.patch(GPU_PROFILES, None, "basic-a", body, manager="kubectl-annotate")
+    assert eventually(lambda: applied(api, "still") and counts(api, "still") != before)
+    remove(api, "still")
 
 
 def test_a_recorded_trace_in_a_config_map_is_traffic(api: Api) -> None:

@@ -9,7 +9,9 @@ import pwd
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,14 +80,24 @@ def make_server(folder: Path) -> Postgres:
         port = int(probe.getsockname()[1])
     server = Postgres(programs=programs, folder=folder, port=port, user=user)
     if user is not None:
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):  # noqa: S108 - its rights stay
-                parent.chmod(parent.stat().st_mode | 0o011)
         shutil.chown(folder, user)
     server.run(
         "initdb", "-D", str(folder / "data"), "-U", "history", "-A", "trust", "--no-sync", "-E", "UTF8"
     )
     return server
+
+
+@contextmanager
+def running_server() -> Iterator[Postgres]:
+    """Run a server while the context lasts, in a folder that its user may enter (pytest's own may not be)."""
+    with tempfile.TemporaryDirectory(prefix="ballast-postgres-") as folder:
+        server = make_server(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            with suppress(NoServerError):  # it may be down already
+                server.stop("immediate")
 
 
 def _programs() -> Path:

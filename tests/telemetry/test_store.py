@@ -20,21 +20,19 @@ from solver.domain.errors import InputError
 from telemetry.store.buffered import BufferedStore
 from telemetry.store.schema import Base
 from telemetry.store.store import Decision, Entry, Level, StepDone, Store, TrafficSample, open_store
-from tests.telemetry.postgres import NoServerError, Postgres, make_server
+from tests.telemetry.postgres import NoServerError, Postgres, running_server
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """Return a running server."""
     try:
-        server = make_server(tmp_path_factory.mktemp("postgres"))
-        server.start()
+        with running_server() as server:
+            yield server
     except NoServerError as error:
         pytest.skip(str(error))
-    yield server
-    server.stop("immediate")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
