@@ -72,6 +72,7 @@ def write_plan(
                 output_tokens=state.buckets[bucket].output_tokens or 0.0,
                 variant=variants[config].spec.name,
                 share=round(share, 6),
+                requests_per_second=round(state.buckets[bucket].rate_rps * share, 6),
             )
             for bucket, config, share in decision.routing
         ),

@@ -72,6 +72,7 @@ class Route(Part):
     output_tokens: Amount
     variant: Label
     share: Annotated[float, Field(ge=0, le=1.000001)]
+    requests_per_second: Amount | None = Field(default=None, description="Of this size, to this variant.")
 
 
 class Wanted(Part):
