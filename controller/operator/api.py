@@ -19,6 +19,8 @@ CONTROLLER = "ballast-controller"
 """Field manager of specs, replicas and our annotations."""
 STATUS = "ballast-status"
 """Field manager of statuses."""
+ABSENT = "1"
+"""A resource version that no object has: an apply on it creates, and fails with 409 if somebody was faster."""
 
 Object = dict[str, Any]
 

@@ -113,7 +113,7 @@ PERMISSIONS: tuple[Permission, ...] = (
     _on(LEASES, "create", scope=Scope.OWN, why="elect a leader"),
     _on(LEASES, "get", "update", scope=Scope.OWN, name=LEASE_NAME, why="stay the leader, hand over"),
     _on(LEADERSHIPS, "create", scope=Scope.OWN, why="fence other replicas off"),
-    _on(LEADERSHIPS, "patch", scope=Scope.OWN, name=LEASE_NAME, why="fence other replicas off"),
+    _on(LEADERSHIPS, "get", "patch", scope=Scope.OWN, name=LEASE_NAME, why="fence other replicas off"),
 )
 
 

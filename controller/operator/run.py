@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import structlog
 
-from controller.operator.api import CONTROLLER, LEADERSHIPS, Api, ApiError, Resource, connect
+from controller.operator.api import ABSENT, CONTROLLER, LEADERSHIPS, Api, ApiError, Resource, connect
 from controller.operator.brain import Brain, BrainLimits
 from controller.operator.leader import LEASE_NAME, Election, LeaseTimes
 from controller.operator.loop import Loop, LoopSettings
@@ -208,12 +208,16 @@ class Operator:
 
     def _lead(self, term: int) -> None:
         """Say who leads, for the admission policy that fences all others off; then go round."""
-        body = {
-            "metadata": {"name": LEASE_NAME, "namespace": self.settings.namespace},
-            "spec": {"holderIdentity": self.settings.identity, "epoch": term},
-        }
+        metadata = {"name": LEASE_NAME, "namespace": self.settings.namespace}
+        spec = {"holderIdentity": self.settings.identity, "epoch": term}
         while not self.loop.stopping.is_set():
             try:
+                known = self.reading.get(LEADERSHIPS, self.settings.namespace, LEASE_NAME)
+                # a write that arrives late must not undo the next leader's
+                metadata["resourceVersion"] = (
+                    ABSENT if known is None else known["metadata"]["resourceVersion"]
+                )
+                body = {"metadata": metadata, "spec": spec}
                 self.writing.apply(LEADERSHIPS, body, manager=CONTROLLER, force=True)
                 break
             except ApiError as error:

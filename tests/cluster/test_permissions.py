@@ -20,7 +20,6 @@ AHEAD: set[tuple[str, str]] = {
     ("gpuprofiles/status.ballast.dev", "get"),
     ("leaderworkersets/scale.leaderworkerset.x-k8s.io", "get"),
     ("leases.coordination.k8s.io", "patch"),
-    ("leaderships.ballast.dev", "get"),
     ("events.events.k8s.io", "create"),  # in the release's own namespace
     ("events.events.k8s.io", "patch"),
     *(("httproutes.gateway.networking.k8s.io", verb) for verb in ("get", "list", "watch", "patch")),
