@@ -21,10 +21,7 @@ from controller.operator.api import (
     CONTROLLER,
     GPU_PROFILES,
     MODEL_SERVICES,
-    NODES,
     PLANS,
-    PODS,
-    RESOURCE_SLICES,
     STATUS,
     TARGETS,
     Api,
@@ -32,13 +29,7 @@ from controller.operator.api import (
     Object,
 )
 from controller.operator.brain import Brain
-from controller.operator.inventory import (
-    Inventory,
-    InventoryRules,
-    PoolKey,
-    published_devices,
-    take_inventory,
-)
+from controller.operator.inventory import Inventory
 from controller.operator.notices import Notices
 from controller.operator.plans import standing_replicas, write_plan
 from controller.operator.profile_status import profile_status
@@ -48,10 +39,10 @@ from controller.operator.targets import release
 from controller.operator.times import parse_time, written_time
 from controller.operator.traffic import Traffic
 from controller.operator.views import ADOPTED_BY, PAUSED, ServiceView, Views
-from controller.operator.world import Key, Target, World
+from controller.operator.world import Key, World
 from controller.resources.kinds import API_VERSION
 from controller.resources.model_service import Mode
-from controller.resources.plan import Phase
+from controller.resources.plan import Action, Phase
 from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
 from solver.services.settle import Standing, settle
 from solver.services.steps import plan_steps
@@ -156,7 +147,7 @@ class Loop:
         specs = self.views.specs()
         owners = self.views.owners(specs)
         autoscaled = self.views.autoscaled()
-        inventory = self._inventory(specs, owners)
+        inventory = self.views.inventory(specs, owners, dra_driver=self.settings.dra_driver)
         traffic = self.traffic_of(specs)
         views = {}
         for key, entry in specs.items():
@@ -183,30 +174,6 @@ class Loop:
         self._profiles(specs, inventory, now)
 
     # -- what there is ------------------------------------------------------------------------------------------
-
-    def _inventory(self, specs: Mapping[Key, Any], owners: Mapping[Any, Key]) -> Inventory:
-        pools: dict[PoolKey, list[Target]] = {}
-        ours = set()
-        for key, (_, spec, _) in specs.items():
-            for variant in spec.variants if spec is not None else ():
-                owner = (variant.target_ref.kind, key[0], variant.target_ref.name)
-                target = self.world.get(owner[0], (owner[1], owner[2]))
-                profile = self.views.profile(variant.gpu_profile)[0]
-                if profile is None:
-                    continue
-                targets = pools.setdefault(self.views.pool_of(profile), [])
-                if target is not None and owners.get(owner) == key:
-                    targets.append(target)
-                    ours.add(owner)
-        slices = self.world.all(RESOURCE_SLICES.kind)
-        return take_inventory(
-            self.world.all(NODES.kind),
-            self.world.all(PODS.kind),
-            pools,
-            ours=ours,
-            rules=InventoryRules(gpu_label=self.settings.gpu_label, labels_of=self.views.book.labels_of),
-            devices=published_devices(slices, self.settings.dra_driver) if slices else None,
-        )
 
     def _free(self, views: Mapping[Key, ServiceView], inventory: Inventory) -> dict[str, int]:
         free = dict(inventory.gpus)
@@ -368,7 +335,7 @@ class Loop:
                 return ""
             # a proposal must start from what runs now, or its approval would not fit
             first: dict[str, int] = {}
-            for step in plan.spec.steps:
+            for step in [s for s in plan.spec.steps if s.action is not Action.SHIFT]:
                 first.setdefault(step.variant, step.from_replicas)
             fits = all(first.get(v.name, v.replicas) == v.replicas for v in state.variants) and all(
                 v.name in first or want == v.replicas for v, want in zip(state.variants, old, strict=True)

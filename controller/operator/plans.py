@@ -44,17 +44,7 @@ def write_plan(
         Wanted(variant=variant.spec.name, target_ref=variant.spec.target_ref, replicas=count)
         for variant, count in zip(variants, decision.replicas, strict=True)
     )
-    steps = tuple(
-        Step(
-            index=index,
-            target_ref=variants[step.variant].spec.target_ref,
-            variant=variants[step.variant].spec.name,
-            from_replicas=step.from_replicas,
-            to_replicas=step.to_replicas,
-            action=ACTIONS[step.kind],
-        )
-        for index, step in enumerate(rollout.steps)
-    )
+    steps = _steps(view, rollout, decision.replicas)
     return PlanSpec(
         solve_id=solve_id,
         digest=digest_of(view.uid, desired, steps),
@@ -79,6 +69,31 @@ def write_plan(
         desired=desired,
         steps=steps,
     )
+
+
+def _steps(view: ServiceView, rollout: Rollout, replicas: Sequence[int]) -> tuple[Step, ...]:
+    """Write the steps; where an HTTPRoute splits the traffic, it shifts between what comes and what goes last."""
+    variants = usable(view)
+    moves: list[RolloutStep | None] = list(rollout.steps)
+    if moves and view.spec is not None and view.spec.http_route is not None:
+        place = len(moves)
+        while place and rollout.steps[place - 1].kind is not StepKind.SCALE_UP:
+            place -= 1
+        moves.insert(place, None)
+    steps = []
+    for index, move in enumerate(moves):
+        which = replicas.index(max(replicas)) if move is None else move.variant
+        steps.append(
+            Step(
+                index=index,
+                target_ref=variants[which].spec.target_ref,
+                variant=variants[which].spec.name,
+                from_replicas=replicas[which] if move is None else move.from_replicas,
+                to_replicas=replicas[which] if move is None else move.to_replicas,
+                action=Action.SHIFT if move is None else ACTIONS[move.kind],
+            )
+        )
+    return tuple(steps)
 
 
 def digest_of(uid: str, desired: Sequence[Wanted], steps: Sequence[Step]) -> str:

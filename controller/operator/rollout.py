@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from controller.operator.api import PLANS, STATUS, Api, Object
 from controller.operator.plans import is_approved, step_of, usable
+from controller.operator.route import shift
 from controller.operator.targets import scale
 from controller.operator.times import parse_time
 from controller.operator.views import PlanView, ServiceView
 from controller.operator.world import World
-from controller.resources.plan import Phase, PlanStatus
+from controller.resources.plan import Action, Phase, PlanStatus
 from solver.services.steps import Move, next_move
 
 STEP_LIMIT_S = 1800.0
@@ -67,25 +68,19 @@ def bring_forward(view: ServiceView, act: Actuation) -> str:
 def _steps(view: ServiceView, plan: PlanView, status: PlanStatus, act: Actuation) -> str:
     state = view.state
     while status.step < len(plan.spec.steps):
+        if plan.spec.steps[status.step].action is Action.SHIFT:
+            why = shift(act.api, view)
+            if why:
+                return why
+            status = _observed(view, act, plan, status)
+            continue
         step = step_of(view, status.step)
         if step is None or state is None:
             return _fail(view, act, status, f"the variant of step {status.step} can no longer be scaled")
         variant = usable(view)[step.variant]
         move = next_move(state, step, free_gpus=act.free_gpus, fresh=view.traffic.fresh)
         if move.move is Move.ADVANCE:
-            done = status.step + 1 == len(plan.spec.steps)
-            act.on_step(view, status.step, "observed")
-            status = _write(
-                view,
-                act,
-                _changed(
-                    status,
-                    phase=Phase.APPLIED if done else Phase.APPLYING,
-                    step=status.step + 1,
-                    step_since=act.now,
-                    message="",
-                ),
-            )
+            status = _observed(view, act, plan, status)
             continue
         why = move.why
         if variant.conflict is not None and move.move is Move.WRITE:
@@ -125,6 +120,14 @@ def _steps(view: ServiceView, plan: PlanView, status: PlanStatus, act: Actuation
     if status.phase is not Phase.APPLIED:
         _write(view, act, _changed(status, phase=Phase.APPLIED, message=""))
     return ""
+
+
+def _observed(view: ServiceView, act: Actuation, plan: PlanView, status: PlanStatus) -> PlanStatus:
+    """Go on to the next step."""
+    done = status.step + 1 == len(plan.spec.steps)
+    act.on_step(view, status.step, "observed")
+    changes = {"phase": Phase.APPLIED if done else Phase.APPLYING, "step": status.step + 1}
+    return _write(view, act, _changed(status, step_since=act.now, message="", **changes))
 
 
 def supersede(view: ServiceView, act: Actuation, why: str) -> None:

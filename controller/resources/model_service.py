@@ -172,8 +172,17 @@ class VariantSpec(Part):
     name: Label
     target_ref: TargetRef
     gpu_profile: ObjectName = Field(description="Name of a GpuProfile.")
+    service: ObjectName | None = Field(
+        default=None, description="Service of its pods, as named in the backendRefs of httpRoute."
+    )
     min_replicas: Replicas = 0
     max_replicas: Replicas | None = Field(default=None, description="No limit but the GPUs if left out.")
+
+
+class RouteRef(Part):
+    """The HTTPRoute that splits the traffic among the variants, in the namespace of the resource."""
+
+    name: ObjectName
 
 
 class Change(Part):
@@ -202,6 +211,10 @@ class ModelServiceSpec(Part):
                 "two variants name the same targetRef",
             ),
             (
+                "!has(self.httpRoute) || self.variants.all(v, has(v.service))",
+                "httpRoute needs the service of every variant",
+            ),
+            (
                 (
                     "self.survive == 0 || self.variants.exists(v, !has(v.maxReplicas))"
                     " || self.variants.map(v, v.maxReplicas).sum() > self.survive"
@@ -220,6 +233,10 @@ class ModelServiceSpec(Part):
     traffic: Traffic
     variants: tuple[VariantSpec, ...] = Field(
         min_length=1, max_length=MOST_VARIANTS, json_schema_extra=list_map("name")
+    )
+    http_route: RouteRef | None = Field(
+        default=None,
+        description="HTTPRoute whose backend weights follow the plan; each variant names its service.",
     )
     headroom_ratio: float = Field(
         default=0.1, ge=0, le=0.9, description="Part of the capacity that stays free of planned traffic."

@@ -12,6 +12,7 @@ from controller.operator.api import (
     CONTROLLER,
     DEPLOYMENTS,
     GPU_PROFILES,
+    HTTP_ROUTES,
     LEADER_WORKER_SETS,
     MODEL_SERVICES,
     NODES,
@@ -343,6 +344,48 @@ def test_a_profile_says_what_it_stands_for_and_pauses_those_that_use_it(api: Api
     api.patch(GPU_PROFILES, None, "basic-a", body, manager="kubectl-annotate")
     assert eventually(lambda: applied(api, "still") and counts(api, "still") != before)
     remove(api, "still")
+
+
+def test_traffic_shifts_before_replicas_go(api: Api, definitions_of_others: list[Path]) -> None:
+    for path in definitions_of_others:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if body["metadata"]["name"] == "httproutes.gateway.networking.k8s.io":
+            scene.put(api, scene.CRD, {"metadata": body["metadata"], "spec": body["spec"]})
+    backends = [{"name": name, "port": 80} for name in ("shift-a", "shift-h", "other")]
+    route = {
+        "metadata": {"name": "shift", "namespace": SPACE},
+        "spec": {"rules": [{"backendRefs": backends}]},
+    }
+
+    def routed() -> bool:
+        try:
+            return bool(scene.put(api, HTTP_ROUTES, route))
+        except ApiError:
+            return False  # its storage is being set up
+
+    assert eventually(routed)
+
+    def weights() -> dict[str, int]:
+        body = api.get(HTTP_ROUTES, SPACE, "shift") or {}
+        return {b["name"]: b["weight"] for b in body["spec"]["rules"][0]["backendRefs"]}
+
+    for letter, product in (("a", "BasicA"), ("h", "BasicH")):
+        scene.put(api, DEPLOYMENTS, scene.deployment(SPACE, f"shift-{letter}", product))
+    both = [
+        variant(letter, f"shift-{letter}", f"basic-{letter}", service=f"shift-{letter}") for letter in "ah"
+    ]
+    more: dict[str, Any] = {"httpRoute": {"name": "shift"}, "headroomRatio": 0.0}
+    body = scene.service(SPACE, "shift", both, traffic=histogram(2.0), **more)
+    scene.put(api, MODEL_SERVICES, body)
+    assert eventually(lambda: applied(api, "shift") and counts(api, "shift") == (2, 0))
+    assert weights() == {"shift-a": 1000, "shift-h": 0, "other": 1}
+    scene.put(api, MODEL_SERVICES, scene.service(SPACE, "shift", both, traffic=histogram(6.0), **more))
+    assert eventually(lambda: applied(api, "shift") and counts(api, "shift") == (0, 1))
+    actions = [step["action"] for step in scene.plan_of(api, SPACE, "shift")["spec"]["steps"]]
+    assert actions == ["ScaleUp", "Shift", "Drain"]
+    assert weights() == {"shift-a": 0, "shift-h": 1000, "other": 1}
+    scene.drop(api, HTTP_ROUTES, SPACE, "shift")
+    remove(api, "shift")
 
 
 def test_a_recorded_trace_in_a_config_map_is_traffic(api: Api) -> None:
