@@ -15,10 +15,21 @@ from controller.operator.api import (
     CONTROLLER,
     GPU_PROFILES,
     MODEL_SERVICES,
+    NODES,
     PLANS,
+    PODS,
+    RESOURCE_SLICES,
     SCALED_OBJECTS,
 )
-from controller.operator.inventory import Inventory, OwnerKey, PoolKey, pool_key
+from controller.operator.inventory import (
+    Inventory,
+    InventoryRules,
+    OwnerKey,
+    PoolKey,
+    pool_key,
+    published_devices,
+    take_inventory,
+)
 from controller.operator.profiles import ProfileBook
 from controller.operator.traffic import Traffic
 from controller.operator.world import Key, Target, World
@@ -230,6 +241,37 @@ class Views:
             for key, (target_kind, namespace, name) in self.world.all(kind).items():
                 found[target_kind, namespace, name] = f"{kind} {key[1]}"
         return found
+
+    def inventory(
+        self,
+        specs: Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]],
+        owners: Mapping[OwnerKey, Key],
+        *,
+        dra_driver: str,
+    ) -> Inventory:
+        """Count the GPUs of the pools that services name, and the pods of their targets."""
+        pools: dict[PoolKey, list[Target]] = {}
+        ours = set()
+        for key, (_, spec, _) in specs.items():
+            for variant in spec.variants if spec is not None else ():
+                owner = (variant.target_ref.kind, key[0], variant.target_ref.name)
+                target = self.world.get(owner[0], (owner[1], owner[2]))
+                profile = self.profile(variant.gpu_profile)[0]
+                if profile is None:
+                    continue
+                targets = pools.setdefault(self.pool_of(profile), [])
+                if target is not None and owners.get(owner) == key:
+                    targets.append(target)
+                    ours.add(owner)
+        slices = self.world.all(RESOURCE_SLICES.kind)
+        return take_inventory(
+            self.world.all(NODES.kind),
+            self.world.all(PODS.kind),
+            pools,
+            ours=ours,
+            rules=InventoryRules(gpu_label=self.gpu_label, labels_of=self.book.labels_of),
+            devices=published_devices(slices, dra_driver) if slices else None,
+        )
 
     def view(
         self,
