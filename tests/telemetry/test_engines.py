@@ -211,6 +211,8 @@ def test_a_broken_histogram_is_none(find: str, instead: str) -> None:
 
 def test_stamps_of_the_page_win() -> None:
     assert read('vllm:num_requests_running{model_name="m"} 1 50000').t_s == 50.0
+    two = [f'vllm:num_requests_running{{engine="{stamp}"}} 1 {stamp}' for stamp in (50_000, 60_000)]
+    assert read("\n".join(two)).t_s == 50.0  # the oldest
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_measurement() -> None:
 
 
 def test_arrivals_are_demand_not_completions() -> None:
-    pods = {"a": Pod(finished=5, waiting=10, running=1), "b": Pod(finished=5, waiting=-20)}
+    pods = {"a": Pod(finished=5, waiting=10, running=1), "b": Pod(finished=5, waiting=-20, first=1)}
     assert measured(ask(Server(pods))).rate_rps == pytest.approx(16)  # a drain is nobody's negative demand
 
 
@@ -237,6 +237,11 @@ def test_a_pod_that_vanished_keeps_its_share_of_the_window() -> None:
     answer = measured(ask(Server(pods), expected_pods=None))
     assert (answer.rate_rps, answer.complete) == (6, False)  # nobody says whether it was
     assert answer.note == "pods that vanished: 1"
+
+
+def test_a_pod_that_vanished_is_not_counted_beside_its_stand_in() -> None:
+    pods = {"a": Pod(), "b": Pod(), "c": Pod(stamp=0)}
+    assert measured(ask(Server(pods), expected_pods=3)).rate_rps == pytest.approx(12)
 
 
 def test_a_new_pod_is_not_missing() -> None:

@@ -141,10 +141,10 @@ def test_sizes_fade_but_the_last_stay_known() -> None:
 
 def test_a_request_of_one_memory_ago_weighs_one_part_in_e() -> None:
     record = SizeRecord(memory_s=100)
-    record.add([counted([10] * 10)], t_s=0)
-    record.add([counted([1000] * 10)], t_s=100)
+    record.add([counted([8] * 10)], t_s=0)
+    record.add([counted([700] * 10)], t_s=100)
     weight = 1 / math.e
-    assert mean(record.groups()) == pytest.approx((10 * weight + 1000) / (1 + weight))
+    assert mean(record.groups()) == pytest.approx((8 * weight + 700) / (1 + weight))
 
 
 def test_nothing_counted_gives_no_groups() -> None:

@@ -122,6 +122,7 @@ def test_an_endless_page() -> None:
             request.wfile.write(b"# and so on\n" * 10_000)
 
     assert reason(endless) == "more than 4 MiB; a page of metrics"
+    assert reason(say(b"#" * (4 * 2**20 + 1))) == "more than 4 MiB; a page of metrics"
 
 
 def test_a_page_packed_to_look_small() -> None:
