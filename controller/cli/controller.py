@@ -111,6 +111,7 @@ def run(**options: Any) -> None:
             debounce_s=options["debounce"],
             paused=options["paused"],
             gpu_label=options["gpu_label"],
+            whole_cluster=not options["watch_namespaces"],
         ),
         brain=BrainLimits(solve_s=options["solve_limit"], memory_mib=options["solver_memory_mib"]),
         gpu_resource=options["gpu_resource"],

@@ -68,6 +68,8 @@ class LoopSettings:
     paused: bool = False
     gpu_label: str = "nvidia.com/gpu.product"
     dra_driver: str = "gpu.nvidia.com"
+    whole_cluster: bool = True
+    """No other installation of Ballast runs in this cluster."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -469,7 +471,9 @@ class Loop:
                 raise error
 
     def _profiles(self, specs: Mapping[Key, Any], inventory: Inventory, now: str) -> None:
-        """Say on each GpuProfile what it stands for."""
+        """Say on each GpuProfile what it stands for; several installations would say it differently, without end."""
+        if not self.settings.whole_cluster:
+            return
         users: dict[str, int] = {}
         for _, spec, _ in specs.values():
             for variant in spec.variants if spec is not None else ():
