@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
 import structlog
 
 from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState
+from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan
 from solver.services.decide import DecideOptions, decide
 
 log = structlog.get_logger(__name__)
@@ -181,7 +181,7 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     pipe.send(("ready", None))
     services: dict[str, ServiceState] = {}
-    known: dict[ServiceState, Any] = {}
+    known: dict[GpuMixInstance, GpuMixPlan] = {}
     while True:
         try:
             pools, changed, gone, order = pipe.recv()

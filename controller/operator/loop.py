@@ -78,6 +78,7 @@ class Backoff:
 
     times: int = 0
     until_s: float = 0.0
+    why: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +105,8 @@ class Loop:
     _decided_pools: tuple[GpuPool, ...] = ()
     _decided_s: float = float("-inf")
     _solve_id: str = ""
+    _under_way: bool = False
+    """Some plan is being applied."""
     _dirty_since_s: float | None = None
     _backoffs: dict[str, Backoff] = field(default_factory=dict)
     _written: dict[Key, tuple[Any, ...]] = field(default_factory=dict)
@@ -137,10 +140,12 @@ class Loop:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _nap_s(self) -> float:
-        """Until the next planned look, at most 5 s, so that time limits are seen."""
+        """Until the next look if nothing happens: soon while something is under way, else a plan interval."""
         if self._dirty_since_s is not None:
             return 0.2
-        return 5.0
+        if self._under_way or self._backoffs or self.brain.setbacks:
+            return min(2.0, self.settings.plan_interval_s)
+        return self.settings.plan_interval_s
 
     def once(self) -> None:
         """One round."""
@@ -167,6 +172,8 @@ class Loop:
             self._annotated(owners)
         progress: dict[Key, Progress] = {}
         self._decide(views, inventory)
+        moving = {Phase.APPROVED, Phase.APPLYING}
+        self._under_way = any(v.plan is not None and v.plan.current.phase in moving for v in views.values())
         free = self._free(views, inventory)
         for view in views.values():
             progress[view.key] = self._advance(view, inventory, free, now=now, now_s=now_s)
@@ -204,7 +211,9 @@ class Loop:
             name in self._decided and self._decided[name][0] == state for name, state in moving.items()
         )
         now_s = time.monotonic()
-        if same and not (moving.keys() ^ self._decided.keys()):
+        proved = all(decision.status != "timed-out" for _, decision in self._decided.values())
+        again = not proved and now_s - self._decided_s >= self.settings.plan_interval_s
+        if same and not again and not (moving.keys() ^ self._decided.keys()):
             self._dirty_since_s = None
             return
         if self._dirty_since_s is None:
@@ -246,7 +255,7 @@ class Loop:
             return progress
         backoff = self._backoffs.get(view.name)
         if backoff is not None and time.monotonic() < backoff.until_s:
-            return progress
+            return replace(progress, waits_for=backoff.why)
         act = Actuation(
             api=self.api,
             world=self.world,
@@ -266,8 +275,7 @@ class Loop:
                 refused = self._propose(view, known[1], inventory, free, now=now, now_s=now_s)
             waits_for = bring_forward(view, act) if self._plan_is_current(view) else ""
         except ApiError as error:
-            self._back_off(view, error)
-            return progress
+            return replace(progress, waits_for=self._back_off(view, error))
         self._backoffs.pop(view.name, None)
         return replace(progress, refused=refused, waits_for=waits_for)
 
@@ -278,14 +286,17 @@ class Loop:
             view.plan is not None and body is not None and body["spec"].get("digest") == view.plan.spec.digest
         )
 
-    def _back_off(self, view: ServiceView, error: ApiError) -> None:
+    def _back_off(self, view: ServiceView, error: ApiError) -> str:
+        """Let a service wait after a write that failed; returns what its owner should know of it."""
         backoff = self._backoffs.setdefault(view.name, Backoff())
         backoff.times += 1
         wait_s = 0.2 if error.passing else min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
         backoff.until_s = time.monotonic() + wait_s
         log.warning("write", service=view.name, code=error.code, error=str(error), again_in_s=wait_s)
         if not error.passing:
+            backoff.why = f"a write was refused: {error}"
             self.notices.event(view, "Warning", "WriteFailed", str(error))
+        return backoff.why
 
     def _propose(
         self,
@@ -456,6 +467,8 @@ class Loop:
                 jobs.append((view, status, inputs))
         for gone in self._written.keys() - views.keys():
             del self._written[gone]
+            for name in (f"{gone[0]}/{gone[1]}", f"status {gone}"):
+                self._backoffs.pop(name, None)
         errors = list(self._pool.map(self._write_status, jobs))
         for (view, _, _), error in zip(jobs, errors, strict=True):
             if error is None:

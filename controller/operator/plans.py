@@ -47,7 +47,7 @@ def write_plan(
     steps = _steps(view, rollout, decision.replicas)
     return PlanSpec(
         solve_id=solve_id,
-        digest=digest_of(view.uid, desired, steps),
+        digest=digest_of(view.uid, solve_id, desired, steps),
         model_service_ref=ServiceRef(name=view.key[1], uid=view.uid, generation=view.generation),
         cost_usd_per_hour=_cents(decision.cost_usd_per_h),
         lower_bound_usd_per_hour=_cents(decision.lower_bound_usd_per_h),
@@ -96,10 +96,14 @@ def _steps(view: ServiceView, rollout: Rollout, replicas: Sequence[int]) -> tupl
     return tuple(steps)
 
 
-def digest_of(uid: str, desired: Sequence[Wanted], steps: Sequence[Step]) -> str:
-    """Return what an approval names: 16 hexadecimal digits over service, targets and steps."""
+def digest_of(uid: str, solve_id: str, desired: Sequence[Wanted], steps: Sequence[Step]) -> str:
+    """Return what an approval names: 16 hexadecimal digits over service, solve, targets and steps.
+
+    The solve is part of it, so that yesterday's approval is none of today's plan with the same steps.
+    """
     content = {
         "service": uid,
+        "solve": solve_id,
         "desired": [wanted.written() for wanted in desired],
         "steps": [step.written() for step in steps],
     }

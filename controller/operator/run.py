@@ -247,8 +247,9 @@ class Operator:
         if silent_s is not None and time.monotonic() - silent_s > SILENT_LIMIT_S:
             return f"the watch of {', '.join(sorted(self.audit.behind))} is silent"
         last_s = max(self.loop.round_done_s, self.won_s if self.won_s < float("inf") else float("-inf"))
-        if self.election.term is not None and time.monotonic() - last_s > STALE_LIMIT_S:
-            return f"no round was finished for {STALE_LIMIT_S:.0f} s"
+        limit_s = max(STALE_LIMIT_S, 3 * self.settings.loop.plan_interval_s)
+        if self.election.term is not None and time.monotonic() - last_s > limit_s:
+            return f"no round was finished for {limit_s:.0f} s"
         return ""
 
     def unready(self) -> str:

@@ -63,7 +63,9 @@ class Watch:
         settings.watching.client_timeout = 600
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 30
-        settings.scanning.disabled = True  # kinds are looked for once, at the start: no rights on namespaces needed
+        settings.scanning.disabled = (
+            True  # kinds are looked for once, at the start: no rights on namespaces needed
+        )
         try:
             asyncio.run(
                 kopf.operator(

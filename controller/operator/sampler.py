@@ -4,7 +4,6 @@ It exists so that a slow or dead source delays nobody. The loop asks `Sampler.tr
 what is known; what is stated in the ModelService needs no reading at all.
 """
 
-import asyncio
 import tempfile
 import threading
 import time
@@ -25,8 +24,7 @@ from solver.domain.demand import demand_of
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import RequestBucket
 from telemetry.engine_sample import EngineSample
-from telemetry.sources.bounded_http import http_client
-from telemetry.sources.prometheus import PrometheusTraffic
+from telemetry.sources.prometheus import PrometheusTraffic, all_read
 from telemetry.sources.scrape import metrics_url, scraped
 from telemetry.traffic import MeasuredTraffic, StaleTraffic, TrafficEstimator
 
@@ -190,9 +188,8 @@ class Sampler:
         for gone in self._readers.keys() - asked.keys():
             del self._readers[gone]
         if readers:
-            answers |= asyncio.run(
-                _measured(readers, {key: self._ready_pods(key, asked[key]) for key in readers})
-            )
+            expected = {key: self._ready_pods(key, asked[key]) for key in readers}
+            answers |= all_read(readers, now_s=time.time(), expected_pods=expected)
         changed = False
         for key, answer in answers.items():
             if isinstance(answer, StaleTraffic) and self._nothing_runs(key, asked[key]):
@@ -275,19 +272,6 @@ class Sampler:
         return replace(
             self._read.get(key, Traffic()), fresh=False, settled=False, reason=reason, message=message
         )
-
-
-async def _measured(
-    readers: Mapping[Key, PrometheusTraffic], expected: Mapping[Key, int]
-) -> dict[Key, MeasuredTraffic | StaleTraffic]:
-    async with http_client() as client:
-        answers = await asyncio.gather(
-            *(
-                reader.read(now_s=time.time(), expected_pods=expected[key], client=client)
-                for key, reader in readers.items()
-            )
-        )
-    return dict(zip(readers, answers, strict=True))
 
 
 def _read_trace(text: str, name: str) -> Traffic:

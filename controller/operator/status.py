@@ -144,7 +144,7 @@ def _solver(view: ServiceView, progress: Progress) -> Finding:
         return Finding(type=SOLVER_READY, status=True, reason="NotNeeded")
     if decision.replicas is None:
         message = decision.message
-        if decision.reason == "replica-limit":
+        if "replica-limit" in f"{decision.reason} {message}":
             message = f"{message}; {_limits(view)}"
         return Finding(type=SOLVER_READY, status=False, reason=_camel(decision.reason), message=message)
     return Finding(type=SOLVER_READY, status=True, reason=_camel(decision.status))
@@ -199,7 +199,12 @@ def _applied(view: ServiceView, progress: Progress) -> Finding:
     if spec is not None and spec.mode is Mode.OBSERVE:
         return Finding(type=APPLIED, status=False, reason="Observing", message="mode Observe changes nothing")
     if plan is None:
-        return Finding(type=APPLIED, status=False, reason="NoPlan", message="there is no plan to apply yet")
+        return Finding(
+            type=APPLIED,
+            status=False,
+            reason="NoPlan",
+            message=progress.waits_for or "there is no plan to apply yet",
+        )
     status = plan.current
     if status.phase is Phase.APPLIED:
         return Finding(type=APPLIED, status=True, reason="Applied")

@@ -37,7 +37,7 @@ def decide(
     *,
     options: DecideOptions,
     clock: Clock,
-    known: dict[ServiceState, GpuMixPlan] | None = None,
+    known: dict[GpuMixInstance, GpuMixPlan] | None = None,
     at: Callable[[str], None] = lambda _: None,
 ) -> tuple[ServiceDecision, ...]:
     """Decide for every service that is not fixed, in the order of the state.
@@ -54,8 +54,9 @@ def decide(
     deadline = Deadline.after(options.time_limit_s, clock)
     kept = {} if known is None else known
     moving = {service.name: service for service in state.services if service.stance is not Stance.FIXED}
-    present = set(moving.values())
-    for stale in [service for service in kept if service not in present]:
+    problems = {service.name: alone(service) for service in moving.values()}
+    present = set(problems.values())
+    for stale in [problem for problem in kept if problem not in present]:
         del kept[stale]
     capacity = {pool.name: pool.gpus for pool in state.pools}
     held = {service.name: _held(service) for service in state.services}
@@ -67,7 +68,7 @@ def decide(
         others = [use for name, use in held.items() if name not in {s.name for s in group}]
         free = {pool: gpus - sum(use.get(pool, 0) for use in others) for pool, gpus in capacity.items()}
         for decision in _decide_group(
-            group, free, options=options, deadline=deadline, clock=clock, known=kept, at=at
+            group, free, problems, options=options, deadline=deadline, clock=clock, known=kept, at=at
         ):
             decided[decision.service] = decision
             if decision.replicas is not None and stance is Stance.APPLIED:
@@ -90,22 +91,24 @@ def _use(service: ServiceState, replicas: Iterable[int]) -> dict[str, int]:
 def _decide_group(
     group: Sequence[ServiceState],
     free: Mapping[str, int],
+    problems: Mapping[str, GpuMixInstance],
     *,
     options: DecideOptions,
     deadline: Deadline,
     clock: Clock,
-    known: dict[ServiceState, GpuMixPlan],
+    known: dict[GpuMixInstance, GpuMixPlan],
     at: Callable[[str], None],
 ) -> list[ServiceDecision]:
     plans: dict[str, GpuMixPlan] = {}
     for waiting, service in zip(range(len(group), 0, -1), group, strict=True):
-        plan = known.get(service)
+        problem = problems[service.name]
+        plan = known.get(problem)
         if plan is None:
             share_s = max(LEAST_LIMIT_S, 4 * deadline.remaining_s() / (waiting + 3))
             at(service.name)
-            plan = _solve(alone(service), options, min(share_s, deadline.remaining_s()), clock)
+            plan = _solve(problem, options, min(share_s, deadline.remaining_s()), clock)
             if plan.status is not PlanStatus.TIMED_OUT:
-                known[service] = plan
+                known[problem] = plan
         plans[service.name] = plan
     decisions = {
         service.name: _described(service, plans[service.name], 0, plans[service.name]) for service in group
