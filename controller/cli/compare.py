@@ -4,6 +4,7 @@ It exists because the question after a run is whether the other one was better. 
 of one schema share, and knows none of them by name.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import click
 from controller.cli.options import common_options, output_option
 
 SCHEMA = "comparison/1"
+LONGEST_SHOWN = 40
+"""Digits of a wrong number that an error shows."""
 _NOT_COMPARED = ("schema", "version")
 
 
@@ -28,6 +31,7 @@ def compare(first: str, second: str, show_all: bool, output: str) -> None:
 
     Example: ballast compare before.json after.json
     """
+    from controller.cli.answers import ballast_version
     from controller.cli.output import print_structured, print_table
 
     answers = [_read(Path(name)) for name in (first, second)]
@@ -55,6 +59,7 @@ def compare(first: str, second: str, show_all: bool, output: str) -> None:
         print_structured(
             {
                 "schema": SCHEMA,
+                "version": ballast_version(),
                 "of": schemas[0],
                 "first": first,
                 "second": second,
@@ -76,8 +81,23 @@ def _read(path: Path) -> dict[str, Any]:
 
     from solver.domain.errors import InputError, Place
 
+    def no_number(text: str) -> float:
+        raise InputError(f"{text} is no number of JSON", where=str(path), right="an answer of -o json")
+
+    def finite(text: str) -> float:
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        try:
+            number = int(text) if text.lstrip("-").isdecimal() else float(text)
+            float(number)  # an integer beyond it has no ratio
+        except (ValueError, OverflowError):
+            number = math.inf
+        if not math.isfinite(number):
+            raise InputError(f"{shown} is too large a number", where=str(path), right="an answer of -o json")
+        return number
+
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        answer = json.loads(text, parse_constant=no_number, parse_float=finite, parse_int=finite)
     except UnicodeDecodeError as error:
         raise InputError(
             f"not UTF-8 (byte {error.start})", where=str(path), right="an answer in JSON"

@@ -75,13 +75,13 @@ RECORDED = Path("shared/data/sim/azure/AzureLLMInferenceTrace_conv.csv")
 @common_options(output_option, seed_option, time_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def demo(ctx: click.Context, /, **given: Any) -> None:
-    r"""Plan GPUs for an hour of LLM traffic and write a report.
+    """Plan GPUs for an hour of LLM traffic and write a report.
 
     \b
     Examples:
       ballast demo
       ballast demo --trace my.csv --model meta-llama/Llama-3.1-8B --out report.html
-    """
+    """  # noqa: D301 - the \b is meant: click keeps such lines as they are
     from controller.cli.answers import ballast_version, plan_exit_code
     from controller.cli.output import announce_compilation, print_structured, progress
     from controller.trace_planning import TraceQuestion

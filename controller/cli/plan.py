@@ -121,7 +121,7 @@ def plan() -> None:
 @common_options(output_option, seed_option, time_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def gpus(ctx: click.Context, /, **given: Any) -> None:
-    r"""Find the cheapest GPU mix for the problem in FILE, or for a recorded trace.
+    """Find the cheapest GPU mix for the problem in FILE, or for a recorded trace.
 
     FILE is a gputype-instance/1 or /2 in JSON ('-' reads standard input).
 
@@ -129,7 +129,7 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
     Examples:
       ballast plan gpus instance.json -o json
       ballast plan gpus --trace conv.csv --model meta-llama/Llama-3.1-8B --slo ttft_p99=1.0,tbt_p99=0.05
-    """
+    """  # noqa: D301 - the \b is meant: click keeps such lines as they are
     from controller.cli.answers import gpu_mix_answer, plan_exit_code
     from controller.cli.output import print_structured, progress
     from controller.planning import plan_gpu_mix

@@ -63,6 +63,7 @@ def test_what_differs_stands_side_by_side_with_its_ratio(tmp_path: Path) -> None
     }
     answer = json.loads(done.stdout)
     assert (answer["schema"], answer["of"]) == ("comparison/1", "cluster-simulation/1")
+    assert list(answer)[:2] == ["schema", "version"]
 
 
 def test_all_figures_can_be_shown(tmp_path: Path) -> None:
@@ -74,6 +75,14 @@ def test_all_figures_can_be_shown(tmp_path: Path) -> None:
 def test_a_figure_that_one_lacks_is_shown(tmp_path: Path) -> None:
     found = figures(compare(tmp_path, changed(), changed(more=1), "-o", "json"))
     assert found == {"more": (None, 1, None)}
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    assert figures(compare(tmp_path, changed(), "\ufeff" + changed(seed=6), "-o", "json"))["seed"] == (
+        3,
+        6,
+        2.0,
+    )
 
 
 def test_the_table_is_for_people(tmp_path: Path) -> None:
@@ -95,6 +104,16 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
         ("[]", "b.json: has no schema; an answer of -o json"),
         ('{"seed": 1}', "b.json: has no schema; an answer of -o json"),
         ("[" * 100_000, "b.json: nested too deep; an answer of -o json"),
+        (changed(seed=float("nan")), "b.json: NaN is no number of JSON; an answer of -o json"),
+        (changed(seed=float("-inf")), "b.json: -Infinity is no number of JSON; an answer of -o json"),
+        (
+            changed(seed=0.5).replace("0.5", "1e999"),
+            "b.json: 1e999 is too large a number; an answer of -o json",
+        ),
+        (
+            changed(seed=0.5).replace("0.5", "9" * 5000),
+            f"b.json: {'9' * 40}... is too large a number; an answer of -o json",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(second: str, said: str, tmp_path: Path) -> None:

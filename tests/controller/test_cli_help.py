@@ -1,0 +1,29 @@
+"""``--help`` of every command: an example to begin with, and nothing but text."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from controller.cli.root import ballast
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    if isinstance(command, click.Group):
+        with click.Context(command) as ctx:
+            for name in command.list_commands(ctx):
+                member = command.get_command(ctx, name)
+                assert member is not None
+                yield from commands(member, (*words, name))
+
+
+@pytest.mark.parametrize("words", list(commands(ballast)), ids=" ".join)
+def test_help_shows_an_example_that_can_be_copied(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ballast.main(args=[*words, "--help"], prog_name="ballast", standalone_mode=False)
+    shown = capsys.readouterr().out
+    examples = shown.split("Options:")[0].partition("Example")[2]
+    assert f"ballast {' '.join(words)}".strip() in " ".join(examples.split())
+    assert "\\" not in shown.split("Options:")[0]
