@@ -65,7 +65,7 @@ class Advance(Protocol):
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Advance]:
     """Show a progress bar on stderr while it is a terminal; silent otherwise."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():  # None: closed before we began
 
         def silent(amount: float = 1.0, *, note: str | None = None) -> None:
             pass

@@ -8,7 +8,7 @@ target, 4 stopped at the time limit.
 import os
 import sys
 import time
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -73,8 +73,10 @@ def _drop_pending_output() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; never returns and never shows a stack trace (BALLAST_DEBUG=1 shows it)."""
+    ours: TextIO | None = None
     try:
         _keep_stdout_for_answers()
+        ours = sys.stdout
         result = ballast.main(args=args, prog_name="ballast", standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk still gets its line
     except click.UsageError as error:
@@ -87,6 +89,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away: not our failure
+        _drop_pending_output()
+        raise SystemExit(0) from None
+    except SystemExit as stop:
+        # The same, as Rich (an exit while it handles the error) and Click (another standard output) hand it on.
+        if not isinstance(stop.__context__, BrokenPipeError) and sys.stdout is ours:
+            raise
         _drop_pending_output()
         raise SystemExit(0) from None
     except OSError as error:
