@@ -5,14 +5,14 @@ decision.
 """
 
 import importlib
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from controller.processes import worker_pool
 from solver.check import check_gpu_mix
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan
 from solver.gpu_mix.explain import explain_plan
@@ -49,13 +49,10 @@ def worker_processes(models: int, workers: int | None) -> Iterator[Executor | No
     if models < MODELS_FOR_WORKERS or count < 2:
         yield None
         return
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    with worker_pool(count) as pool:
         for _ in range(count):
             pool.submit(_load_solver)
         yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -65,11 +62,8 @@ def spawned(workers: int | None, *, tasks: int) -> Iterator[Executor | None]:
     if count < 2:
         yield None
         return
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    with worker_pool(count) as pool:
         yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def plan_gpu_mix(

@@ -10,11 +10,10 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.cluster_fleet import ClusterCatalogues, catalogues_for, resolve
+from controller.processes import worker_pool
 from controller.simulation import TraceInUse, judge, read_requests, run_cluster
 from simulator.metrics import ClusterFigures, Distribution
 from simulator.scenario import Scenario
@@ -253,24 +253,22 @@ def _results(base: str, todo: Sequence[SweepPoint], workers: int | None) -> Iter
     left = {point.key: point for point in todo}
     for attempt in range(ATTEMPTS):
         points = list(left.values())
-        pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
         try:
-            futures: list[Future[list[Row]]] = [
-                pool.submit(_run_points, base, points[at : at + POINTS_PER_TASK])
-                for at in range(0, len(points), POINTS_PER_TASK)
-            ]
-            for future in as_completed(futures):
-                for row in future.result():
-                    left.pop(row["key"])
-                    yield row
+            with worker_pool(count) as pool:
+                futures: list[Future[list[Row]]] = [
+                    pool.submit(_run_points, base, points[at : at + POINTS_PER_TASK])
+                    for at in range(0, len(points), POINTS_PER_TASK)
+                ]
+                for future in as_completed(futures):
+                    for row in future.result():
+                        left.pop(row["key"])
+                        yield row
         except BrokenProcessPool:
             if attempt + 1 == ATTEMPTS:
                 raise InputError(
                     f"a worker process was killed twice; {len(left)} runs are left",
                     right="fewer --workers or more memory, then --resume",
                 ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
         if not left:
             return
 

@@ -105,6 +105,25 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(folder: Path) -> None:
     assert tables(folder / "killed") == tables(folder / "whole")
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_a_killed_sweep(folder: Path, how: signal.Signals) -> None:
+    path = to(folder, "killed", axes={"trace.scale": list(range(1, 2000))})
+    log = folder / "killed" / "runs.jsonl"
+    with subprocess.Popen(
+        [*BALLAST, "sweep", path.name, "--workers", "2"], cwd=folder, stdout=subprocess.PIPE
+    ) as process:
+        deadline_s = time.monotonic() + 120
+        while (not log.exists() or log.read_bytes().count(b"\n") < 2) and process.poll() is None:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        process.send_signal(how)
+        try:
+            process.communicate(timeout=60)  # to the end of a pipe that the workers hold, too
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            pytest.fail("a worker outlives its parent")
+
+
 def test_shards_merge_to_the_same_bytes(folder: Path) -> None:
     run_sweep(read_sweep(to(folder, "whole")), workers=1)
     spec = read_sweep(to(folder, "parts"))
