@@ -146,6 +146,8 @@ def _solver(view: ServiceView, progress: Progress) -> Finding:
         message = decision.message
         if "replica-limit" in f"{decision.reason} {message}":
             message = f"{message}; {_limits(view)}"
+        if decision.reason == "bucket-unservable" and view.unserved:
+            message = f"{message}; {view.unserved}"
         return Finding(type=SOLVER_READY, status=False, reason=_camel(decision.reason), message=message)
     return Finding(type=SOLVER_READY, status=True, reason=_camel(decision.status))
 

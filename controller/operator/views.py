@@ -104,6 +104,8 @@ class ServiceView:
     plan: PlanView | None
     state: ServiceState | None
     """None while it cannot be planned for."""
+    unserved: str = ""
+    """Which variants cannot serve some of the traffic, and why."""
 
     @property
     def name(self) -> str:
@@ -316,6 +318,7 @@ class Views:
             paused = paused or plan.paused
         paused = paused or any(self.profile_paused(v.gpu_profile) for v in (spec.variants if spec else ()))
         view = ServiceView(
+            unserved=self._unserved(spec, variants, traffic),
             key=key,
             uid=str(body["metadata"].get("uid") or ""),
             generation=int(body["metadata"].get("generation") or 0),
@@ -341,6 +344,21 @@ class Views:
         )
         self._views[key] = (inputs, view)
         return view
+
+    def _unserved(
+        self, spec: ModelServiceSpec | None, variants: Sequence[VariantView], traffic: Traffic
+    ) -> str:
+        found = []
+        for variant in variants if spec is not None else ():
+            if spec is not None and variant.usable and variant.profile is not None:
+                sustained = self.book.sustained(
+                    variant.profile, variant.profile_version, spec.slo, traffic.buckets
+                )
+                if sustained.trouble and traffic.buckets:
+                    found.append(
+                        f"variant {variant.spec.name}, GpuProfile {variant.spec.gpu_profile}: {sustained.trouble}"
+                    )
+        return "; ".join(found)
 
     def present(self) -> dict[Key, ServiceView]:
         """Return the views as they were read last."""
