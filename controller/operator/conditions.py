@@ -15,7 +15,7 @@ ACTUATION_CONFLICT = "ActuationConflict"
 DEGRADED = "Degraded"
 READY = "Ready"
 """Of a GpuProfile."""
-ORDER = (READY, TELEMETRY_READY, SOLVER_READY, PLAN_READY, APPLIED, ACTUATION_CONFLICT, DEGRADED)
+ORDER = (TELEMETRY_READY, SOLVER_READY, PLAN_READY, APPLIED, ACTUATION_CONFLICT, DEGRADED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def written(
     """Return conditions in their order; ``lastTransitionTime`` changes only with the status."""
     known = {str(condition.get("type")): condition for condition in before}
     conditions = []
-    for finding in sorted(findings, key=lambda finding: ORDER.index(finding.type)):
+    for finding in sorted(findings, key=lambda f: ORDER.index(f.type) if f.type in ORDER else -1):
         old = known.get(finding.type)
         status = STATUS[finding.status]
         same = old is not None and old.get("status") == status
