@@ -25,14 +25,16 @@ from controller.operator.api import (
 from controller.operator.views import ADOPTED_BY
 from tests.cluster import scene
 from tests.cluster.control_plane import ControlPlane, eventually
+from tests.cluster.proxy import Proxy
 from tests.cluster.scene import histogram, variant
 
-SOLVER, MEMORY, OWNERS, FIRST, SECOND = (
+SOLVER, MEMORY, OWNERS, FIRST, SECOND, SHARED = (
     "faults-solver",
     "faults-memory",
     "faults-owners",
     "faults-install-1",
     "faults-install-2",
+    "faults-install-both",
 )
 POLICIES = Resource(
     api_version="admissionregistration.k8s.io/v1",
@@ -56,7 +58,7 @@ def api(plane: ControlPlane) -> Api:
     scene.add_nodes(plane, {"FaultA": 3, "FaultH": 2}, prefix="faults")
     scene.put(api, GPU_PROFILES, scene.profile("fault-a", "FaultA", max_rps=1.0, price=1.0))
     scene.put(api, GPU_PROFILES, scene.profile("fault-h", "FaultH", max_rps=6.0, price=5.0))
-    for space in (SOLVER, MEMORY, OWNERS, FIRST, SECOND):
+    for space in (SOLVER, MEMORY, OWNERS, FIRST, SECOND, SHARED):
         scene.ensure_namespace(api, space)
     return api
 
@@ -273,6 +275,38 @@ def test_a_service_keeps_the_variants_that_nobody_else_has(api: Api, owners: sce
     assert scene.replicas(api, OWNERS, "mine") == 1
     assert reason(api, OWNERS, "partly", "ActuationConflict") == "TargetTaken"
     remove(api, OWNERS, "mine", "partly", "free")
+
+
+def test_two_installations_leave_each_other_alone_and_double_nothing_where_they_meet(
+    api: Api, plane: ControlPlane, tmp_path: Path
+) -> None:
+    """Each has a namespace of its own; both were told to watch a third."""
+    operators = scene.Operators(plane.kubeconfig, tmp_path)
+    with (
+        Proxy.before(plane.kubeconfig, tmp_path, "first") as first,
+        Proxy.before(plane.kubeconfig, tmp_path, "second") as second,
+    ):
+        for space, proxy in ((FIRST, first), (SECOND, second)):
+            operators.namespace = space
+            operators.start(f"--watch-namespaces={space},{SHARED}", kubeconfig=proxy.kubeconfig)
+            put_service(api, space, "own", 2.0)
+        for rate in (2, 4, 3):
+            put_service(api, SHARED, "both", float(rate))
+            assert eventually(partial(runs, api, SHARED, "both", rate))
+        assert eventually(lambda: runs(api, FIRST, "own", 2) and runs(api, SECOND, "own", 2))
+        counts = []
+        for _ in range(2):
+            scene.wait_s(1.5)
+            counts.append((len(first.writes), len(second.writes)))
+        assert counts[0] == counts[1]  # they do not answer each other's writes without end
+        written = [w.path.split("/")[-3:] for proxy in (first, second) for w in proxy.accepted]
+        assert written.count([SHARED, "deployments", "both"]) == 3
+        assert not [w.path for w in first.writes if f"/{SECOND}/" in w.path]
+        assert not [w.path for w in second.writes if f"/{FIRST}/" in w.path]
+        operators.end()
+    remove(api, SHARED, "both")
+    for space in (FIRST, SECOND):
+        remove(api, space, "own")
 
 
 # -- R16: nothing moves without need ---------------------------------------------------------------------------------
