@@ -17,10 +17,19 @@ import pytest
 import yaml
 from kubernetes import client
 
+from controller.operator.api import (
+    DEPLOYMENTS,
+    GPU_PROFILES,
+    LEADER_WORKER_SETS,
+    LEADERSHIPS,
+    MODEL_SERVICES,
+)
+from tests.cluster import scene
 from tests.cluster.binaries import control_plane_binaries
 from tests.cluster.conftest import found
-from tests.cluster.control_plane import ControlPlane, add_node, control_plane, eventually
+from tests.cluster.control_plane import ControlPlane, add_node, control_plane, eventually, free_port
 from tests.cluster.release import CHART, LEASE, HelmError, Release, api, rendered
+from tests.cluster.scene import OperatorProcess
 from tests.cluster.test_chart_rendered import SETTINGS
 
 GROUP, VERSION = "ballast.dev", "v1alpha1"
@@ -497,6 +506,101 @@ def test_helm_test_says_what_is_missing(release: Release, tmp_path: Path) -> Non
     )
     assert ran.returncode == 1
     assert "a controller leads: NO, Lease ballast/nobodys: 404" in ran.stdout
+
+
+def as_deployed(release: Release, pod: str, folder: Path, *words: str) -> OperatorProcess:
+    """Start what a pod of the Deployment would run, with its token, its arguments and its environment."""
+    body = release.plane.api("CoreV1Api").read_namespaced_pod(pod, release.namespace)
+    (container,) = body.spec.containers
+    own = {"POD_NAME": pod, "POD_NAMESPACE": release.namespace}
+    values = {entry.name: entry.value for entry in container.env if entry.value is not None} | own
+    assert {entry.name for entry in container.env} == set(values)
+    url = f"sqlite:///{folder / pod}.sqlite"
+    values |= {"BALLAST_CONTROLLER_RUN_DATABASE_URL": url, "HOME": str(folder), "PATH": os.environ["PATH"]}
+    values |= {"KUBECONFIG": str(release.kubeconfig(pod))}
+    arguments = [word.replace("$(POD_NAME)", pod) for word in container.args]
+    arguments = [word.replace("$(POD_NAMESPACE)", release.namespace) for word in arguments]
+    port = free_port()
+    log = folder / f"{pod}.log"
+    main = (sys.executable, "-c", "from controller.cli.root import main; main()")
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*main, *arguments, "--host=127.0.0.1", f"--port={port}", *words],
+            cwd=CHART.parents[1],
+            env=values,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    return OperatorProcess(process=process, log=log, port=port, identity=pod)
+
+
+def test_the_controllers_work_as_deployed(helm: Path, cluster: ControlPlane, tmp_path: Path) -> None:
+    """The Deployment's own arguments, RBAC and admission policies: a verb too few would show here."""
+    api = scene.api_of(cluster)
+    release = Release(helm=helm, plane=cluster)
+    times = {"leaseDurationSeconds": 4, "renewDeadlineSeconds": 3, "retryPeriodSeconds": 1}
+    release.install({"controller": {"planIntervalSeconds": 2, "leaderElection": times, "logFormat": "json"}})
+    scene.add_nodes(cluster, {"ChartA": 2}, prefix="chart")
+    scene.put(api, GPU_PROFILES, scene.profile("chart-a", "ChartA", max_rps=1.0, price=1.0))
+    for name in ("plain", "annotated"):
+        scene.put(api, DEPLOYMENTS, scene.deployment("chat", name, "ChartA", replicas=1))
+    group = scene.deployment("chat", "group", "ChartA")["spec"]["template"]
+    body = {
+        "metadata": {"name": "group", "namespace": "chat"},
+        "spec": {"replicas": 0, "leaderWorkerTemplate": {"size": 2, "workerTemplate": group}},
+    }
+    scene.put(api, LEADER_WORKER_SETS, body)
+    trace = "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{k / 3},512,128\n" for k in range(900))
+    core = cluster.api("CoreV1Api")
+    core.create_namespaced_config_map("chat", {"metadata": {"name": "t"}, "data": {"trace.csv": trace}})
+    started = [as_deployed(release, pod, tmp_path, "--audit-interval=2") for pod in release.pods()]
+    try:
+        traffic = {"traceConfigMap": {"name": "t", "key": "trace.csv"}}
+        variants = [
+            scene.variant("plain", "plain", "chart-a", maxReplicas=3),
+            scene.variant("group", "group", "chart-a", kind="LeaderWorkerSet"),
+        ]
+        scene.put(api, MODEL_SERVICES, scene.service("chat", "chat", variants, traffic=traffic))
+        notes = {
+            "ballast.dev/managed": "true",
+            "ballast.dev/model": "m",
+            "ballast.dev/gpu-profile": "chart-a",
+            "ballast.dev/slo": "ttft_p99=1.0,tbt_p99=0.05",
+        }
+        api.patch(DEPLOYMENTS, "chat", "annotated", {"metadata": {"annotations": notes}})
+
+        def bought() -> (
+            bool
+        ):  # three requests/s at one per replica, with headroom: more than the three plain ones
+            groups = scene.replicas(api, "chat", "group", LEADER_WORKER_SETS) or 0
+            status = {"replicas": groups, "readyReplicas": groups}  # the test plays the controller of groups
+            api.patch(LEADER_WORKER_SETS, "chat", "group", {"status": status}, subresource="status")
+            return scene.replicas(api, "chat", "plain") == 3 and groups >= 1
+
+        assert eventually(bought, within_s=90), "\n".join(one.text()[-3000:] for one in started)
+        assert eventually(lambda: scene.phase(api, "chat", "chat") == "Applied")
+        made = eventually(lambda: api.get(MODEL_SERVICES, "chat", "annotated"))
+        assert made
+        assert made["spec"]["mode"] == "Observe"
+        assert eventually(lambda: scene.condition(api, "chat", "chat", "Applied").get("status") == "True")
+        leadership = api.get(LEADERSHIPS, release.namespace, LEASE) or {}
+        assert leadership["spec"]["holderIdentity"] in release.pods()
+        for one in started:
+            assert one.stop() == 0, one.text()[-2000:]
+            said = one.text()
+            assert "forbidden" not in said.lower(), said
+            assert "only the leader may write" not in said, said
+    finally:
+        for one in started:
+            one.kill()
+        for name in ("chat", "annotated"):
+            scene.drop(api, MODEL_SERVICES, "chat", name)
+        for name in ("plain", "annotated"):
+            scene.drop(api, DEPLOYMENTS, "chat", name)
+        scene.drop(api, LEADER_WORKER_SETS, "chat", "group")
+        core.delete_namespaced_config_map("t", "chat")
+        release.uninstall()
 
 
 def chart_of_version(folder: Path, version: str) -> Path:

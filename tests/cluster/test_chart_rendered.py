@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Counter, Gauge, Histogram
 
+from controller.operator.metrics import Metrics
 from tests.cluster.release import CHART, HelmError, rendered, run_helm
 
 ROOT = CHART.parents[1]
@@ -98,16 +100,6 @@ CLUSTER_SCOPED = {
     "CustomResourceDefinition",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
-}
-METRICS = {  # what the controller exports
-    "ballast_desired_replicas",
-    "ballast_leader",
-    "ballast_plan_age_seconds",
-    "ballast_reconcile_duration_seconds",
-    "ballast_reconcile_errors_total",
-    "ballast_solver_duration_seconds",
-    "ballast_solver_gap_ratio",
-    "ballast_telemetry_age_seconds",
 }
 
 
@@ -210,12 +202,15 @@ def test_settings_reach_the_controller(helm: Path) -> None:
         "--plan-interval=1000000",
         "--debounce=0.5",
         "--solve-limit=7",
+        "--solver-memory-mib=1024",
         "--lease-duration=6",
         "--renew-deadline=4",
         "--retry-period=1",
         "--gpu-label=cloud.example/gpu",
         "--gpu-resource=amd.com/gpu",
         "--log-format=console",
+        "--log-level=info",
+        "--host=0.0.0.0",
         "--port=9090",
         "--paused",
         "--flag",
@@ -402,7 +397,25 @@ def test_chart_metadata() -> None:
     assert yaml.safe_load(notes["links"])
 
 
-def test_dashboard_and_alerts_ask_for_metrics_that_exist(helm: Path) -> None:
+def metrics() -> dict[str, set[str]]:
+    """Return what the controller exports: series, and their labels."""
+    series: dict[str, set[str]] = {"up": set(), "process_resident_memory_bytes": set()}
+    for metric in vars_of(Metrics()):
+        base, labels = metric._name, set(metric._labelnames)
+        if isinstance(metric, Histogram):
+            series |= {f"{base}_count": labels, f"{base}_sum": labels, f"{base}_bucket": labels | {"le"}}
+        else:
+            series[f"{base}_total" if isinstance(metric, Counter) else base] = labels
+    return series
+
+
+def vars_of(every: Metrics) -> Iterator[Any]:
+    for name in Metrics.__slots__:
+        if isinstance(getattr(every, name), Counter | Gauge | Histogram):
+            yield getattr(every, name)
+
+
+def test_dashboard_and_alerts_ask_for_metrics_and_labels_that_exist(helm: Path) -> None:
     objects = rendered(helm, EVERYTHING)
     board = of(objects, "ConfigMap", "ballast-controller-dashboard")
     assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
@@ -410,15 +423,22 @@ def test_dashboard_and_alerts_ask_for_metrics_that_exist(helm: Path) -> None:
     assert len({panel["id"] for panel in panels}) == len(panels) > 10
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     rules = [rule for group in of(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
-    expressions = [rule["expr"] for rule in rules]
-    for query in (*queries, *expressions):
-        asked = {re.sub(r"_(bucket|count|sum)$", "", n) for n in re.findall(r"\bballast_\w+", query)}
-        assert asked <= METRICS
+    known = metrics()
+    of_targets = {"job", "namespace", "pod"}
+    for query in (*queries, *(rule["expr"] for rule in rules)):
         assert query.count("(") == query.count(")")
-    used = {re.sub(r"_(bucket|count|sum)$", "", n) for q in queries for n in re.findall(r"ballast_\w+", q)}
-    assert used == METRICS
+        selectors = re.findall(r"\b(up|ballast_\w+|process_\w+)(?:\{([^}]*)\})?", query)
+        assert selectors
+        labels = {label for name, _ in selectors for label in known[name]} | of_targets
+        for name, matchers in selectors:
+            asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+            assert asked <= known[name] | of_targets, query
+            if "namespace" in known[name]:  # ours, of a service
+                assert 'namespace="ballast"' not in matchers, query
+            assert "job" in asked, query
+        for grouped in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
+            assert {word.strip() for word in grouped.split(",")} <= labels, query
     for rule in rules:
-        assert 'job="ballast-controller"' in rule["expr"]
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert rule["annotations"]["summary"].endswith(".")
 
