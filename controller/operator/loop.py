@@ -104,6 +104,10 @@ class Loop:
     _decided: dict[str, tuple[ServiceState, ServiceDecision]] = field(default_factory=dict)
     _decided_pools: tuple[GpuPool, ...] = ()
     _decided_s: float = float("-inf")
+    inventory: Inventory = field(default_factory=Inventory)
+    """As it was taken last."""
+    free_gpus: dict[str, int] = field(default_factory=dict)
+    """By pool, after the last round's writes."""
     _solve_id: str = ""
     _under_way: bool = False
     """Some plan is being applied."""
@@ -177,6 +181,7 @@ class Loop:
         free = self._free(views, inventory)
         for view in views.values():
             progress[view.key] = self._advance(view, inventory, free, now=now, now_s=now_s)
+        self.inventory, self.free_gpus = inventory, free
         if not self.settings.paused:
             self._release(specs, owners)
         self._statuses(views, progress, now)

@@ -356,9 +356,13 @@ class Operator:
         now_s = time.time()
         metrics = self.metrics
         desired, ready, cost, demand, gap, age = [], [], [], [], [], []
+        ages: list[tuple[tuple[str, ...], float]] = []
         for key, view in loop.views.present().items():
             if view.traffic.rate_rps is not None:
                 demand.append((key, view.traffic.rate_rps))
+                if not view.traffic.stated:
+                    source = "pods" if view.spec is not None and view.spec.traffic.scrape else "prometheus"
+                    ages.append(((*key, source), max(0.0, now_s - parse_time(view.traffic.sampled_at))))
             if view.state is not None:
                 cost.append((key, view.state.cost_usd_per_h))
             wanted: Mapping[str, int] = {}
@@ -376,6 +380,10 @@ class Operator:
                 count = wanted.get(variant.spec.name, variant.target.replicas)
                 labels = (*key, variant.spec.name, variant.pool, variant.target.key[1])
                 desired.append((labels, float(count)))
+        pools = [((name, "schedulable"), float(gpus)) for name, gpus in loop.inventory.gpus.items()]
+        pools += [((name, "free"), float(gpus)) for name, gpus in loop.free_gpus.items()]
+        metrics.set_all(metrics.pool, pools)
+        metrics.set_all(metrics.telemetry_age, ages)
         for gauge, values in (
             (metrics.desired, desired),
             (metrics.ready, ready),
