@@ -22,7 +22,7 @@ from simulator.blis import at_microseconds, in_seconds
 from simulator.engine.run import simulate
 from simulator.fleet import QueueOrder
 from simulator.metrics import ClusterFigures, definitions, figures_of
-from simulator.record import RunRecord
+from simulator.record import RequestStatus, RunRecord
 from simulator.scenario import SHIPPED_TRACE, Scenario
 from simulator.splitwise.machines import SplitwiseFleet
 from simulator.splitwise.run import simulate_splitwise
@@ -185,12 +185,23 @@ def judge(cluster: ResolvedCluster, trace: TraceInUse, record: RunRecord) -> Clu
         price_usd_per_h=[pool.price_usd_per_h for pool in cluster.pools],
         watts_known=all(pool.idle_w is not None for pool in cluster.pools),
         slo=scenario.slo,
-        alone=cluster.alone(trace.requests, trace.model_of_request)
+        alone=cluster.alone(_served(trace.requests, record), trace.model_of_request)
         if relative and cluster.alone is not None
         else None,
         warm_up_s=trace.warm_up_s,
         tbt_per_output_token=cluster.tbt_per_output_token,
         budget_w=scenario.power.budget_w,
+    )
+
+
+def _served(requests: Requests, record: RunRecord) -> Requests:
+    """Make rejected requests short: they are infinitely late, and may be too long to be followed to their end."""
+    rejected = record.status == RequestStatus.REJECTED
+    return replace(
+        requests,
+        prompt_tokens=np.where(rejected, 1, requests.prompt_tokens),
+        output_tokens=np.where(rejected, 1, requests.output_tokens),
+        blocks=None,
     )
 
 

@@ -30,6 +30,8 @@ from solver.performance.trained_physics import ACCEPT_S, FINISH_S, PER_TOKEN_S, 
 EXACT_TOKENS = 4096
 """Up to so many new tokens every whole number is asked; beyond, every `_STRIDE_TOKENS`."""
 _STRIDE_TOKENS = 64
+LARGEST_CHUNK_TOKENS = 1 << 20
+"""As the scheduler's ``max_batch_tokens`` may be."""
 _KV_SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
 """Knots over cached tokens, as shares of the KV capacity: joules bend there (seconds mostly do not)."""
 
@@ -134,7 +136,8 @@ def instance_kind(
         table=table_of(
             model,
             max_batch=max_batch,
-            longest_step_tokens=longest_step_tokens,
+            # Longer prompts are rejected; a table as long as one of them would fill the memory.
+            longest_step_tokens=min(longest_step_tokens, max(capacity, LARGEST_CHUNK_TOKENS)),
             kv_capacity_tokens=capacity,
         ),
         kv_capacity_tokens=capacity,

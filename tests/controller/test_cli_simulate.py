@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -293,6 +294,29 @@ def test_rows_without_tokens_are_left_out_and_counted(tmp_path: Path) -> None:
     done = ballast("simulate", "cluster", written(tmp_path, rows=TRACE + "2.0,0,4\n"), "-o", "json")
     assert answer_of(done)["dropped_rows"] == {"zero_prompt_tokens": 1}
     assert done.stderr == "left out 1 rows: zero prompt tokens\n"
+
+
+@pytest.mark.parametrize("scheduler", [{"chunked_prefill": False}, {"chunked_prefill": True}], ids=str)
+def test_a_prompt_beyond_all_memory_is_rejected_and_costs_none(
+    scheduler: dict[str, Any], tmp_path: Path
+) -> None:
+    path = written(
+        tmp_path,
+        rows=TRACE + "2.0,1000000000,10\n2.5,10,1000000000\n",
+        scheduler=scheduler,
+        slo="ttft_p50=5x,e2e_p50=5x",
+        reference_instance={"gpu_type": "L40S", "gpus": 1},
+    )
+    call = shlex.join([*BALLAST, "simulate", "cluster", str(path), "-o", "json"])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v 6000000; exec {call}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert answer_of(done)["requests"]["rejected"] == 2
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
