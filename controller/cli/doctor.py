@@ -121,8 +121,9 @@ def print_report(server: str, report: "Report") -> None:
 
     click.echo(f"{server}, Kubernetes {report.server_version.removeprefix('v')}")
     if report.products:
+        click.echo("\nGPU nodes")
         print_table(
-            "GPU nodes",
+            "",
             ("label", "GPU type", "nodes", "GPUs", "closed", "profiles"),
             [
                 (
@@ -140,8 +141,9 @@ def print_report(server: str, report: "Report") -> None:
     order = ("ok", "absent", "warning", "missing")
     found = sorted(report.findings, key=lambda finding: order.index(finding.mark))
     hidden = max(0, len(found) - MOST_ROWS)
+    click.echo("What was looked at" if report.products else "\nWhat was looked at")
     print_table(
-        "What was looked at",
+        "",
         ("", "area", "finding"),
         [(SIGNS[f.mark], f.area, f.what + (f"\n  → {f.do}" if f.do else "")) for f in found[hidden:]],
     )

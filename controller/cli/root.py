@@ -22,6 +22,7 @@ COMMANDS = {
     "controller": "controller.cli.controller:controller",
     "demo": "controller.cli.demo:demo",
     "doctor": "controller.cli.doctor:doctor",
+    "explain": "controller.cli.explain:explain",
     "plan": "controller.cli.plan:plan",
     "simulate": "controller.cli.simulate:simulate",
     "sweep": "controller.cli.sweep:sweep",
