@@ -93,6 +93,7 @@ class Operator:
             resources=self.watch.resources,
             namespaces=settings.watch_namespaces,
             interval_s=settings.audit_s,
+            heard=self.watch.heard,
         )
         self.notices = Notices(api=self.writing, instance=settings.identity)
         self.sampler = Sampler(

@@ -10,7 +10,7 @@ silent. It compares resource versions with the server's every interval.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,8 @@ class Watch:
     ready: threading.Event = field(default_factory=threading.Event)
     stopping: threading.Event = field(default_factory=threading.Event)
     failed: str = ""
+    heard: dict[str, float] = field(default_factory=dict)
+    """Kind: when (monotonic seconds) its watch said something last."""
 
     def run(self) -> None:
         """Watch until stopped."""
@@ -96,6 +98,7 @@ class Watch:
 
     def _handler(self, kind: str) -> Callable[..., Any]:
         async def seen(event: Any, **_: Any) -> None:
+            self.heard[kind] = time.monotonic()
             body = event["object"]
             if event["type"] == "DELETED":
                 metadata = body["metadata"]
@@ -116,8 +119,10 @@ class Audit:
     namespaces: Sequence[str] = ()
     interval_s: float = 30.0
     stopping: threading.Event = field(default_factory=threading.Event)
+    heard: Mapping[str, float] = field(default_factory=dict)
+    """Of the `Watch`."""
     behind: dict[str, float] = field(default_factory=dict)
-    """Kind: since when (monotonic seconds) its watch has missed something that is still missed."""
+    """Kind: since when (monotonic seconds) its watch is known to have missed something, and has said nothing since."""
     done_s: float = float("-inf")
     _missed: dict[tuple[str, tuple[str, str]], str] = field(default_factory=dict)
 
@@ -172,11 +177,13 @@ class Audit:
                 self._missed[kind, key] = version
             else:
                 self._missed.pop((kind, key), None)
+        for gone in [one for one in self._missed if one[0] == kind and one[1] not in listed]:
+            del self._missed[gone]
+        if self.heard.get(kind, float("-inf")) > self.behind.get(kind, float("inf")):
+            del self.behind[kind]
         if silent:
             self.behind.setdefault(kind, time.monotonic())
             log.warning("a watch is silent", kind=kind)
-        else:
-            self.behind.pop(kind, None)
 
     def silent_since_s(self) -> float | None:
         """Since when a watch is known to be silent; None if none is."""
