@@ -4,6 +4,7 @@ Platform reference, section 6.2: R1 to R4. Replicas are real processes behind pr
 between two writes; what must not happen is looked for at every event of the Deployments, not only at the end.
 """
 
+import os
 import random
 import threading
 import time
@@ -44,6 +45,7 @@ DEFAULTS = (
     "--audit-interval=30",
 )
 FAIL_OVER_S = 15 + 2 * 2 + 5.0
+SHORT_S = 3 + 2 * 0.3 + 5.0
 HAND_OVER_S = 3.0
 BACK_S = 30.0
 QUIET_S = 1.5
@@ -151,7 +153,7 @@ def staged(plane: ControlPlane, namespace: str, mode: str = "Auto") -> Iterator[
 
 def boundary(write: Request) -> str:
     """Name a write by what it says, not by when it is sent or how often."""
-    kind, name, *rest = write.path.split("/")[write.path.split("/").index("namespaces") + 2 :]
+    kind, name, *rest = write.path.partition("/namespaces/")[2].split("/")[1:]
     said = write.content
     if kind == "deployments":
         return f"{name} to {said['spec']['replicas']}"
@@ -186,6 +188,8 @@ class Reaper:
 
     before: bool = False
     after: bool = False
+    statuses: bool = True
+    """Also at statuses of the service, on which nothing else depends."""
     anew: bool = False
     """Kill at all boundaries again after each change of the traffic."""
     kills: list[str] = field(default_factory=list)
@@ -210,7 +214,7 @@ class Reaper:
     def _new(self, side: str, write: Request) -> bool:
         with self._lock:
             point = (side, boundary(write))
-            if point in self.met:
+            if point in self.met or (point[1].startswith("service") and not self.statuses):
                 return False
             self.met.add(point)
             self.kills.append(" ".join(point))
@@ -279,7 +283,7 @@ def lane(
 ) -> tuple[list[Leg], list[str]]:
     """Go through changes of the traffic while the reaper is about; returns the legs and what was wrong on the way.
 
-    With ``most``, that many kills happen at random points; the changes are repeated until they have.
+    The changes are repeated until ``most`` are dead; a reaper that waits for no write kills at random points.
     """
     legs: list[Leg] = []
     with (
@@ -290,7 +294,8 @@ def lane(
             reaper.attach(pod)
         stopping = threading.Event()
         chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
-        ghost = threading.Thread(target=reaper.haunt, args=(kubelet, most, chance, stopping), daemon=True)
+        haunted = 0 if reaper.before or reaper.after else most
+        ghost = threading.Thread(target=reaper.haunt, args=(kubelet, haunted, chance, stopping), daemon=True)
         ghost.start()
         try:
             while not legs or len(reaper.kills) < most:
@@ -304,11 +309,13 @@ def lane(
         return legs, list(stage.history.wrong)
 
 
-def same(leg: Leg, calm: Leg) -> None:
-    """Check that kills changed nothing: neither the end nor any number on the way."""
-    assert leg.outcome == calm.outcome
-    assert leg.numbers == calm.numbers
-    assert leg.scaled == calm.scaled
+def check(calm: Sequence[Leg], legs: Sequence[Leg]) -> None:
+    """Check that kills changed nothing: neither where a change of the traffic ended nor any number on the way."""
+    for number, leg in enumerate(legs):
+        like = calm[number if number < len(calm) else 2 - number % 2]  # then the traffic goes up and down
+        assert leg.outcome == like.outcome
+        assert leg.numbers == like.numbers
+        assert leg.scaled == like.scaled
 
 
 def acts(calm: Sequence[Leg]) -> set[str]:
@@ -316,29 +323,43 @@ def acts(calm: Sequence[Leg]) -> set[str]:
     return {point for leg in calm for point in leg.met if not point.startswith("service")}
 
 
+def killed(plane: ControlPlane, folder: Path, *, most: int, at_random: int, anew: bool) -> int:
+    """Kill leaders before writes, after writes and at random, beside a run without; returns how many were."""
+    installed(plane)
+    rates = (LOW_RPS, HIGH_RPS)
+    # what is there before a write is there after the one before: the short form does not kill at all of both
+    before = Reaper(before=True, anew=anew, statuses=anew)
+    after = Reaper(after=True, anew=anew)
+    haunted = Reaper()
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(lane, plane, folder, "calm", Reaper(), rates=(LOW_RPS, HIGH_RPS, LOW_RPS)),
+            pool.submit(lane, plane, folder, "before", before, rates=rates, most=most),
+            pool.submit(lane, plane, folder, "after", after, rates=rates, most=most, replicas=2, delay_s=2.5),
+            pool.submit(
+                lane, plane, folder, "haunted", haunted, rates=rates, most=at_random, mode="Recommend"
+            ),
+        ]
+        ((calm, _), *others) = [run.result() for run in runs]
+    for legs, wrong in others:
+        assert not wrong
+        check(calm, legs)
+    for reaper, side in ((before, "before"), (after, "after")):
+        assert {f"{side} {point}" for point in acts(calm[:2])} <= set(reaper.kills)
+    return len(before.kills) + len(after.kills) + len(haunted.kills)
+
+
 def test_a_leader_killed_at_every_write_or_at_random_changes_nothing(
     plane: ControlPlane, tmp_path: Path
 ) -> None:
-    installed(plane)
-    rates = (LOW_RPS, HIGH_RPS)
-    before, after, haunted = Reaper(before=True), Reaper(after=True), Reaper()
-    with ThreadPoolExecutor() as pool:
-        runs = [
-            pool.submit(lane, plane, tmp_path, "calm", Reaper(), rates=rates),
-            pool.submit(lane, plane, tmp_path, "before", before, rates=rates),
-            pool.submit(lane, plane, tmp_path, "after", after, rates=rates, replicas=2, delay_s=2.5),
-            pool.submit(lane, plane, tmp_path, "haunted", haunted, rates=rates, most=6, mode="Recommend"),
-        ]
-        (calm, *others) = [run.result() for run in runs]
-    for legs, wrong in (calm, *others):
-        assert not wrong
-        for number, leg in enumerate(legs):
-            same(leg, calm[0][number])
-    for reaper, side in ((before, "before"), (after, "after")):
-        assert {f"{side} {point}" for point in acts(calm[0])} <= set(reaper.kills)
-    kills = len(before.kills) + len(after.kills) + len(haunted.kills)
-    assert kills >= 20
-    record("R1 leaders killed", kills, "kills", limit="≥ 20")
+    assert killed(plane, tmp_path, most=0, at_random=4, anew=False) >= 20
+
+
+@pytest.mark.chaos
+def test_two_hundred_killed_leaders_change_nothing(plane: ControlPlane, tmp_path: Path) -> None:
+    kills = killed(plane, tmp_path, most=65, at_random=70, anew=True)
+    record("R1 leaders killed, state and way as without", kills, "kills", limit="≥ 200", met=kills >= 200)
+    assert kills >= 200
 
 
 # -- R2: killed or asked to stop, and how long nobody acts ------------------------------------------------------------
@@ -368,34 +389,60 @@ def stop(pod: Pod) -> None:
     assert pod.process.stop() == 0, pod.process.text()
 
 
-@pytest.mark.parametrize(
-    ("words", "limit_s"),
-    [pytest.param(SHORT, 3 + 2 * 0.3 + 5.0, id="short"), pytest.param(DEFAULTS, FAIL_OVER_S, id="defaults")],
-)
-def test_another_leads_soon_after_the_leader_ends(
-    plane: ControlPlane,
-    tmp_path: Path,
-    words: tuple[str, ...],
-    limit_s: float,
-    request: pytest.FixtureRequest,
-) -> None:
-    installed(plane)
-    name = request.node.callspec.id
+def fail_overs(
+    plane: ControlPlane, folder: Path, name: str, words: Sequence[str], *, limit_s: float, times: int
+) -> tuple[float, float]:
+    """Stop and kill the leader in turns; returns the most seconds until the other acts, for each."""
+    stopped_s, killed_s = [], []
     with (
         staged(plane, f"after-{name}") as stage,
-        pods_running(plane, tmp_path, f"after-{name}", *words, delays_s=(HAND_OVER_S,)) as kubelet,
+        pods_running(plane, folder, f"after-{name}", *words) as kubelet,
     ):
         generation = stage.demand(LOW_RPS)
         assert eventually(lambda: stage.done(generation)), kubelet.log()
-        handed_s = fail_over(stage, kubelet, HIGH_RPS, stop)
-        record(f"R2 SIGTERM, {name} times", handed_s, "s", limit="≤ 3 s", met=handed_s <= HAND_OVER_S)
-        assert eventually(lambda: all(kubelet.ready(pod) for pod in kubelet.pods)), kubelet.log()
-        kubelet.delays_s = (2 * limit_s,)  # as if its node were gone
-        killed_s = fail_over(stage, kubelet, LOW_RPS, Pod.kill)
-        record(f"R2 SIGKILL, {name} times", killed_s, "s", limit=f"≤ {limit_s:g} s", met=killed_s <= limit_s)
+        for _ in range(times):
+            kubelet.delays_s = (HAND_OVER_S + 1.0,)
+            stopped_s.append(fail_over(stage, kubelet, HIGH_RPS, stop))
+            assert eventually(lambda: all(kubelet.ready(pod) for pod in kubelet.pods)), kubelet.log()
+            kubelet.delays_s = (limit_s + 1.0,)  # as if its node were gone
+            killed_s.append(fail_over(stage, kubelet, LOW_RPS, Pod.kill))
+            assert eventually(lambda: all(kubelet.ready(pod) for pod in kubelet.pods)), kubelet.log()
         assert not stage.history.wrong
-    assert handed_s <= HAND_OVER_S
-    assert killed_s <= limit_s
+    stopped, killed = max(stopped_s), max(killed_s)
+    record(f"R2 SIGTERM, {name}, most of {times}", stopped, "s", limit="≤ 3 s", met=stopped <= HAND_OVER_S)
+    record(
+        f"R2 SIGKILL, {name}, most of {times}", killed, "s", limit=f"≤ {limit_s:g} s", met=killed <= limit_s
+    )
+    return stopped, killed
+
+
+def crowd() -> float:
+    """Return by how much the limits stretch, as they are for machines that have a core to spare."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def check_fail_overs(plane: ControlPlane, folder: Path, times: int) -> None:
+    """Fail over with short times and with those of a new installation, side by side."""
+    installed(plane)
+    cases = (("at-3-2-0", SHORT, SHORT_S), ("at-15-10-2", DEFAULTS, FAIL_OVER_S))
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(fail_overs, plane, folder, name, words, limit_s=limit_s, times=times)
+            for name, words, limit_s in cases
+        ]
+        for run, (_, _, limit_s) in zip(runs, cases, strict=True):
+            stopped_s, killed_s = run.result()
+            assert stopped_s <= HAND_OVER_S * crowd()
+            assert killed_s <= limit_s * crowd()
+
+
+def test_another_leads_soon_after_the_leader_ends(plane: ControlPlane, tmp_path: Path) -> None:
+    check_fail_overs(plane, tmp_path, 1)
+
+
+@pytest.mark.chaos
+def test_another_leads_soon_after_the_leader_ends_each_time(plane: ControlPlane, tmp_path: Path) -> None:
+    check_fail_overs(plane, tmp_path, 5)
 
 
 # -- R3: frozen, replaced, thawed -----------------------------------------------------------------------------------
@@ -509,6 +556,37 @@ def test_no_write_of_a_frozen_leader_is_accepted_after_another_has_led(
     assert answers == dict.fromkeys(answers, 409)
 
 
+@pytest.mark.chaos
+def test_leaders_frozen_for_a_minute_write_nothing_when_thawed(plane: ControlPlane, tmp_path: Path) -> None:
+    installed(plane)
+    chance = random.Random(7)  # noqa: S311 - repeatable, not secret
+    with staged(plane, "minute") as stage, pods_running(plane, tmp_path, "minute", *DEFAULTS) as kubelet:
+        generation = stage.demand(LOW_RPS)
+        assert eventually(lambda: stage.done(generation)), kubelet.log()
+        taken = 0
+        for rate_rps in (HIGH_RPS, LOW_RPS, HIGH_RPS):
+            old = kubelet.leader
+            assert old is not None
+            generation = stage.demand(rate_rps)
+            time.sleep(chance.uniform(0.0, 4.0))  # somewhere between the change and its end
+            old.freeze()
+            time.sleep(60.0)
+            assert kubelet.leader is kubelet.other(old), kubelet.log()
+            assert eventually(lambda generation=generation: stage.done(generation)), kubelet.log()  # type: ignore[misc]
+            known, ends = len(old.proxy.requests), len(old.ended)
+            old.thaw()
+            assert eventually(lambda ends=ends, old=old: len(old.ended) > ends), kubelet.log()  # type: ignore[misc]
+            assert old.ended[-1] == 1
+            assert eventually(lambda old=old: kubelet.ready(old)), kubelet.log()  # type: ignore[misc]
+            taken += sum(write.counted and write.accepted for write in old.proxy.requests[known:])
+            assert stage.done(generation)
+        record(
+            "R3 writes accepted of leaders frozen for 60 s", taken, "of 3 leaders", limit="0", met=not taken
+        )
+        assert not taken
+        assert not stage.history.wrong
+
+
 # -- R4: the API server goes and comes back -------------------------------------------------------------------------
 
 
@@ -541,7 +619,7 @@ def outage(plane: ControlPlane, folder: Path, seconds: float) -> None:
         assert eventually(lambda: all(kubelet.ready(pod) for pod in kubelet.pods), within_s=120)
         fail_over(stage, kubelet, LOW_RPS, stop)  # the other one sees and acts, too
         assert not stage.history.wrong
-        assert back_s <= BACK_S
+        assert back_s <= BACK_S * crowd()
 
 
 def answers(api: Api) -> bool:
@@ -572,3 +650,8 @@ def own_plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 def test_the_api_server_is_gone_for_a_while(own_plane: ControlPlane, tmp_path: Path) -> None:
     outage(own_plane, tmp_path, 15.0)
+
+
+@pytest.mark.chaos
+def test_the_api_server_is_gone_for_a_minute(own_plane: ControlPlane, tmp_path: Path) -> None:
+    outage(own_plane, tmp_path, 60.0)
