@@ -22,6 +22,7 @@ from controller.operator.api import (
     GPU_PROFILES,
     LEADER_WORKER_SETS,
     LEADERSHIPS,
+    LEASES,
     MODEL_SERVICES,
 )
 from tests.cluster import scene
@@ -119,7 +120,15 @@ def release(helm: Path, cluster: ControlPlane) -> Iterator[Release]:
     wanted = Release(helm=helm, plane=cluster)
     wanted.install()
     yield wanted
-    wanted.uninstall()
+    remove(wanted)
+
+
+def remove(release: Release) -> None:
+    """Remove a release, and what its controllers left for their successors."""
+    release.uninstall()
+    administrator = scene.api_of(release.plane)
+    scene.drop(administrator, LEASES, release.namespace, LEASE)
+    scene.drop(administrator, LEADERSHIPS, release.namespace, LEASE)
 
 
 def refusal(write: Callable[[], Any]) -> str:
@@ -535,17 +544,20 @@ def as_deployed(release: Release, pod: str, folder: Path, *words: str) -> Operat
     return OperatorProcess(process=process, log=log, port=port, identity=pod)
 
 
-def test_the_controllers_work_as_deployed(helm: Path, cluster: ControlPlane, tmp_path: Path) -> None:
+@pytest.mark.parametrize("watched", [[], ["chat"]], ids=["everywhere", "one-namespace"])
+def test_the_controllers_work_as_deployed(
+    helm: Path, cluster: ControlPlane, tmp_path: Path, watched: list[str]
+) -> None:
     """The Deployment's own arguments, RBAC and admission policies: a verb too few would show here."""
     api = scene.api_of(cluster)
     release = Release(helm=helm, plane=cluster)
-    times = {"leaseDurationSeconds": 4, "renewDeadlineSeconds": 3, "retryPeriodSeconds": 1}
-    release.install({"controller": {"planIntervalSeconds": 2, "leaderElection": times, "logFormat": "json"}})
-    scene.add_nodes(cluster, {"ChartA": 2}, prefix="chart")
-    scene.put(api, GPU_PROFILES, scene.profile("chart-a", "ChartA", max_rps=1.0, price=1.0))
+    release.install({"controller": {"planIntervalSeconds": 2}, "watchNamespaces": watched})
+    product = f"Chart{len(watched)}"
+    scene.add_nodes(cluster, {product: 2}, prefix="chart")
+    scene.put(api, GPU_PROFILES, scene.profile("chart-a", product, max_rps=1.0, price=1.0))
     for name in ("plain", "annotated"):
-        scene.put(api, DEPLOYMENTS, scene.deployment("chat", name, "ChartA", replicas=1))
-    group = scene.deployment("chat", "group", "ChartA")["spec"]["template"]
+        scene.put(api, DEPLOYMENTS, scene.deployment("chat", name, product, replicas=1))
+    group = scene.deployment("chat", "group", product)["spec"]["template"]
     body = {
         "metadata": {"name": "group", "namespace": "chat"},
         "spec": {"replicas": 0, "leaderWorkerTemplate": {"size": 2, "workerTemplate": group}},
@@ -600,7 +612,8 @@ def test_the_controllers_work_as_deployed(helm: Path, cluster: ControlPlane, tmp
             scene.drop(api, DEPLOYMENTS, "chat", name)
         scene.drop(api, LEADER_WORKER_SETS, "chat", "group")
         core.delete_namespaced_config_map("t", "chat")
-        release.uninstall()
+        scene.drop(api, GPU_PROFILES, None, "chart-a")
+        remove(release)
 
 
 def chart_of_version(folder: Path, version: str) -> Path:
