@@ -5,6 +5,7 @@ a leader whose lease may be over. It keeps nothing and decides nothing; watching
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,16 @@ ABSENT = "1"
 """A resource version that no object has: an apply on it creates, and fails with 409 if somebody was faster."""
 
 Object = dict[str, Any]
+
+
+def _as_yaml(body: Any) -> str:
+    r"""Write JSON that is YAML, too: YAML knows no surrogate pairs (``\ud83d\ude00``) and takes few letters bare."""
+    return re.sub(r"[^ -~]", _escaped, json.dumps(body, ensure_ascii=False))
+
+
+def _escaped(letter: re.Match[str]) -> str:
+    code = ord(letter[0])
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 class ApiError(Exception):
@@ -144,7 +155,7 @@ class Api:
                 path,
                 query_params=list((query or {}).items()),
                 header_params=headers,
-                body=json.dumps(body) if content_type.endswith("yaml") else body,
+                body=_as_yaml(body) if content_type.endswith("yaml") else body,
                 auth_settings=["BearerToken"],
             )
             answer = self.client.call_api(*prepared, _request_timeout=(5.0, self.limit_s))

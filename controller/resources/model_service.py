@@ -216,6 +216,13 @@ class ModelServiceSpec(Part):
             ),
             (
                 (
+                    "!has(self.httpRoute) || self.variants.exists(v, !has(v.service))"
+                    " || self.variants.all(a, self.variants.exists_one(b, b.service == a.service))"
+                ),
+                "two variants name the same service: httpRoute could not tell them apart",
+            ),
+            (
+                (
                     "self.survive == 0 || self.variants.exists(v, !has(v.maxReplicas))"
                     " || self.variants.map(v, v.maxReplicas).sum() > self.survive"
                 ),

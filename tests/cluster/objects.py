@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
@@ -35,12 +35,15 @@ ITEMS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Values that some texts take as often as not, by the name of their field, so that objects meet each other."""
+    """Values that fields take, by ``owner.field``, so that objects meet each other and nobody else."""
 
-    by_field: Mapping[str, Sequence[str]]
+    often: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Taken as often as not."""
+    only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Nothing else is taken."""
 
 
-NO_NAMES = Names(by_field={})
+NO_NAMES = Names()
 
 
 def valid_specs(kind: Kind, names: Names = NO_NAMES) -> Drawn:
@@ -49,10 +52,11 @@ def valid_specs(kind: Kind, names: Names = NO_NAMES) -> Drawn:
 
 
 def _of(schema: Object, name: str, names: Names) -> Drawn:
+    if name in names.only:
+        return st.sampled_from(list(names.only[name]))
     made = _plain(schema, name, names)
-    known = names.by_field.get(name)
-    if known:
-        made = st.one_of(st.sampled_from(list(known)), made)
+    if name in names.often:
+        made = st.one_of(st.sampled_from(list(names.often[name])), made)
     return made
 
 
@@ -71,8 +75,8 @@ def _plain(schema: Object, name: str, names: Names) -> Drawn:
     if kind == "array":
         return _lists(schema, name, names)
     if "additionalProperties" in schema:
-        return _maps(schema, names)
-    return _objects(schema, names)
+        return _maps(schema, name, names)
+    return _objects(schema, name.rpartition(".")[2], names)
 
 
 def _integers(schema: Object) -> Drawn:
@@ -145,9 +149,22 @@ def _lists(draw: st.DrawFn, schema: Object, name: str, names: Names) -> list[Any
     )
     different = [draw(item) for _ in range(min(size, ITEMS))]
     items = [copy.deepcopy(different[index % len(different)]) for index in range(size)]
+    for index, one in enumerate(items[ITEMS:], ITEMS):
+        _vary(one, schema["items"], index)
     for key in schema.get("x-kubernetes-list-map-keys", ()):
         _make_unique(items, [key])
     return items
+
+
+def _vary(item: Any, schema: Object, index: int) -> None:
+    """Move the whole numbers of a repeated item within their bounds, where no rule ties them to each other."""
+    if schema["type"] != "object" or "x-kubernetes-validations" in schema:
+        return
+    for name, part in schema.get("properties", {}).items():
+        if part["type"] == "integer" and name in item:
+            low = int(part.get("minimum", 0)) + bool(part.get("exclusiveMinimum"))
+            high = int(part.get("maximum", 2**53))
+            item[name] = low + (item[name] - low + 7 * index) % (high - low + 1)
 
 
 def _make_unique(items: Sequence[Object], way: Sequence[str]) -> None:
@@ -165,7 +182,7 @@ def _make_unique(items: Sequence[Object], way: Sequence[str]) -> None:
 
 
 @st.composite
-def _maps(draw: st.DrawFn, schema: Object, names: Names) -> Object:
+def _maps(draw: st.DrawFn, schema: Object, name: str, names: Names) -> Object:
     most = int(schema.get("maxProperties", 4))
     (rule,) = [entry["rule"] for entry in schema.get("x-kubernetes-validations", ())]
     key = re.search(r'key\.matches\(("(?:[^"\\]|\\.)*")\)', rule)
@@ -174,19 +191,19 @@ def _maps(draw: st.DrawFn, schema: Object, names: Names) -> Object:
     keys = st.from_regex(json.loads(key[1]), fullmatch=True, alphabet=UNICODE).filter(
         lambda text: len(text) <= 300
     )
-    known = names.by_field.get("key")
-    if known:
-        keys = st.one_of(st.sampled_from(list(known)), keys)
-    value = _of(schema["additionalProperties"], "value", names)
+    inside = name.rpartition(".")[2]
+    if f"{inside}.key" in names.only:
+        keys = st.sampled_from(list(names.only[f"{inside}.key"]))
+    value = _of(schema["additionalProperties"], f"{inside}.value", names)
     made: Object = draw(st.dictionaries(keys, value, max_size=min(most, ITEMS)))
     return made
 
 
 @st.composite
-def _objects(draw: st.DrawFn, schema: Object, names: Names) -> Object:
+def _objects(draw: st.DrawFn, schema: Object, owner: str, names: Names) -> Object:
     required = set(schema.get("required", ()))
     made = {
-        name: draw(_of(part, name, names))
+        name: draw(_of(part, f"{owner}.{name}", names))
         for name, part in schema["properties"].items()
         if name in required or draw(st.booleans())
     }
@@ -202,7 +219,7 @@ Repair = Callable[[st.DrawFn, Object, Object, Names], None]
 
 def _one_source(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
     source = draw(st.sampled_from(sorted(schema["properties"])))
-    kept = made.get(source, None) or draw(_of(schema["properties"][source], source, names))
+    kept = made.get(source, None) or draw(_of(schema["properties"][source], f"traffic.{source}", names))
     made.clear()
     made[source] = kept
 
@@ -221,6 +238,14 @@ def _different_targets(_draw: st.DrawFn, made: Object, _schema: Object, _names: 
     _make_unique(made["variants"], ["targetRef", "name"])
 
 
+def _own_services(draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "httpRoute" in made and draw(st.booleans()):
+        for index, variant in enumerate(made["variants"]):
+            variant["service"] = f"s{index}"
+    else:
+        made.pop("httpRoute", None)
+
+
 def _some_left(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
     most = [variant.get("maxReplicas") for variant in made["variants"]]
     if None not in most:
@@ -228,7 +253,7 @@ def _some_left(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -
 
 
 def _nothing(_draw: st.DrawFn, _made: Object, _schema: Object, _names: Names) -> None:
-    """Rules that speak of a change hold for every new object."""
+    """Leave it: the rule speaks of a change, or another repair saw to it."""
 
 
 def _rows_or_model(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
@@ -238,7 +263,7 @@ def _rows_or_model(draw: st.DrawFn, made: Object, schema: Object, names: Names) 
     else:
         made["modelled"] = False
         if not made.get("throughput"):
-            made["throughput"] = [draw(_of(schema["properties"]["throughput"]["items"], "row", names))]
+            made["throughput"] = [draw(_of(schema["properties"]["throughput"]["items"], "throughput", names))]
 
 
 def _idle_least(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
@@ -253,6 +278,8 @@ REPAIRS: dict[str, Repair] = {
     ),
     "minReplicas is larger than maxReplicas": _least_first,
     "two variants name the same targetRef": _different_targets,
+    "httpRoute needs the service of every variant": _own_services,
+    "two variants name the same service: httpRoute could not tell them apart": _nothing,
     "survive is not smaller than the sum of maxReplicas: nothing would be left to serve": _some_left,
     "model cannot change: make another ModelService": _nothing,
     "give either rows of throughput or modelled: true": _rows_or_model,

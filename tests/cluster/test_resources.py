@@ -238,6 +238,9 @@ INVALID: tuple[tuple[str, str, Any, str], ...] = (
         "spec.variants[1]: Invalid value: minReplicas is larger than maxReplicas",
     ),
     ("ModelService", "spec.variants.1.maxReplicas", -1, "should be greater than or equal to 0"),
+    ("ModelService", "spec.httpRoute", {"name": "r"}, "httpRoute needs the service of every variant"),
+    ("ModelService", "spec.httpRoute", {}, "spec.httpRoute.name: Required value"),
+    ("ModelService", "spec.variants.0.service", "a_b", NAME),
     ("ModelService", "spec.headroomRatio", -0.1, "should be greater than or equal to 0"),
     ("ModelService", "spec.headroomRatio", 1.0, "should be less than or equal to 0.9"),
     ("ModelService", "spec.survive", -1, "should be greater than or equal to 0"),
@@ -322,6 +325,19 @@ def test_nothing_can_survive_the_loss_of_all_replicas(api: Api) -> None:
     body["spec"]["variants"][0]["maxReplicas"] = 2
     with pytest.raises(ApiError, match="survive is not smaller than the sum of maxReplicas"):
         offered(api, MODEL_SERVICES, body)
+
+
+def test_a_route_needs_services_that_can_be_told_apart(api: Api) -> None:
+    body = good_service()
+    body["spec"]["httpRoute"] = {"name": "r"}
+    first, second = body["spec"]["variants"]
+    first["service"], second["service"] = "one", "two"
+    offered(api, MODEL_SERVICES, body)
+    second["service"] = "one"
+    with pytest.raises(ApiError, match="two variants name the same service"):
+        offered(api, MODEL_SERVICES, body)
+    del body["spec"]["httpRoute"]
+    offered(api, MODEL_SERVICES, body)  # one Service for all is fine as long as no route splits the traffic
 
 
 @pytest.mark.parametrize(
@@ -498,6 +514,15 @@ def test_the_models_read_every_object_the_server_takes(api: Api, kind: Any) -> N
     assert len(refusals) >= 30
     assert all(map(str, refusals))
     assert taken
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f600", "\x7f\x80\u2028\ufeff\ufffe", "a\\ud83d\\ude00", "\x00\n\t\"'", "é→"]
+)
+def test_any_text_can_be_applied(api: Api, text: str) -> None:
+    body = changed(good_profile(), "spec.provenance.source", text)
+    assert scene.put(api, GPU_PROFILES, body)["spec"]["provenance"]["source"] == text
+    scene.drop(api, GPU_PROFILES, None, "good")
 
 
 def test_a_scale_subresource_works_by_kubectl(api: Api, kubectl: Path, plane: ControlPlane) -> None:
