@@ -49,6 +49,11 @@ def ballast(ctx: click.Context) -> None:
     ctx.obj = time.monotonic()  # a time limit counts from here: loading and reading are part of the wait
 
 
+def _called() -> str:
+    """Name the command as people called it: kubectl runs ``kubectl-ballast`` for ``kubectl ballast``."""
+    return "kubectl ballast" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "ballast"  # noqa: PTH119 - a name, no path to open
+
+
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"ballast: {message}", err=True)
     raise SystemExit(code)
@@ -78,7 +83,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     try:
         _keep_stdout_for_answers()
         ours = sys.stdout
-        result = ballast.main(args=args, prog_name="ballast", standalone_mode=False)
+        result = ballast.main(args=args, prog_name=_called(), standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk still gets its line
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
