@@ -22,7 +22,8 @@ AHEAD: set[tuple[str, str]] = {
     ("leases.coordination.k8s.io", "patch"),
     ("events.events.k8s.io", "create"),  # in the release's own namespace
     ("events.events.k8s.io", "patch"),
-    *(("httproutes.gateway.networking.k8s.io", verb) for verb in ("get", "list", "watch", "patch")),
+    ("httproutes.gateway.networking.k8s.io", "list"),
+    ("httproutes.gateway.networking.k8s.io", "watch"),
     ("selfsubjectaccessreviews.authorization.k8s.io", "create"),  # ballast doctor in the pod
 }
 """What the chart may grant although the controller does not use it today."""
