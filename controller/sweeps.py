@@ -28,7 +28,7 @@ from simulator.scenario import Scenario
 from simulator.scenario_file import ScenarioDocument, read_scenario_document, scenario_of
 from simulator.sweep import TABLE_FIGURES, SweepPoint, changed, front
 from simulator.sweep_file import SweepSpec
-from solver.domain.errors import InputError
+from solver.domain.errors import InputError, Place
 from telemetry.sources.traces.write import whole_file
 
 RUNS = "runs.jsonl"
@@ -179,7 +179,10 @@ def run_sweep(
     scenario_of(document)  # a wrong base is one error, not one per point
     points = list(spec.sweep.points())
     for name, _ in spec.sweep.axes:
-        changed(document.values, [(name, 0)])  # so is an axis that leads nowhere
+        try:
+            changed(document.values, [(name, 0)])  # so is an axis that leads nowhere
+        except InputError as error:
+            raise InputError(error.what, where=Place(spec.source, field="axes"), right=error.right) from None
     if shard is not None:
         points = points[shard[0] :: shard[1]]
     spec.out.mkdir(parents=True, exist_ok=True)
@@ -283,22 +286,30 @@ def _kept(log: Path, digest: str, *, resume: bool) -> dict[str, Row]:
     good = 0
     with log.open("rb") as file:
         for number, line in enumerate(file):
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if row is None:
+            if not line.endswith(b"\n"):
                 break
+            row = _parsed(line)
             if number == 0:
                 if row.get("schema") != HEADER or row.get("base") != digest:
                     raise InputError(
                         "holds the results of another scenario", where=str(log), right="another 'out'"
                     )
+            elif not {"key", "changes", "seed", "error"} <= row.keys():
+                break
             else:
                 rows[row["key"]] = row
             good += len(line)
     os.truncate(log, good)
     return rows
+
+
+def _parsed(line: bytes) -> Row:
+    """Read a line; empty if it is none of ours."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _append(file: io.TextIOWrapper, row: Mapping[str, Any]) -> None:

@@ -7,13 +7,11 @@ can be read, is found out by who runs the scenario. docs/simulation.md describes
 
 import difflib
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -30,20 +28,24 @@ from simulator.scenario import (
     StepModelKind,
     TraceChoice,
 )
+from simulator.yaml_document import read_yaml, source_of
 from solver.domain.errors import InputError, Place
 from solver.domain.slo import Slo, parse_slo
 
 SCHEMA = "scenario/1"
 GIB = 2.0**30
-LARGEST_VALUES = 200_000
-"""A scenario with more values than this (aliases followed) is refused."""
-DEEPEST = 20
 _SHOWN = 60
 
 # -- the file, field by field; a field's description says what would be right
 
-_At_least_0 = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")]
-_Above_0 = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+# Upper bounds keep sums and squares finite; no real cluster comes near them.
+_Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False, description="a number from 0 to 1e10")]
+_Seconds_above_0 = Annotated[float, Field(gt=0, le=1e10, allow_inf_nan=False)]
+_Watts = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+_Bandwidth = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
+_Scale = Annotated[
+    float, Field(ge=1e-9, le=1e9, allow_inf_nan=False, description="a number from 1e-9 to 1e9")
+]
 _Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 _Count_or_0 = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
 _Instances = Annotated[int, Field(ge=1, le=32_767, description="a whole number from 1 to 32767")]
@@ -77,11 +79,11 @@ class _Pool(_Part):
         default="both", description="prefill, decode or both"
     )
     model: _Text | None = Field(default=None, description="the name of one of the models")
-    power_cap_w_per_gpu: _Above_0 | None = Field(
-        default=None, description="watts above 0, or null for no cap"
+    power_cap_w_per_gpu: _Watts | None = Field(
+        default=None, description="watts above 0 (at most 1e12), or null for no cap"
     )
-    start_s: _At_least_0 = 0.0
-    drain_s: _At_least_0 = 0.0
+    start_s: _Seconds = 0.0
+    drain_s: _Seconds = 0.0
 
 
 class _StepModel(_Part):
@@ -111,7 +113,7 @@ class _Router(_Part):
 
 
 class _Kv(_Part):
-    link_gib_per_s: _Above_0 = Field(default=200.0, description="a bandwidth above 0 (GiB/s)")
+    link_gib_per_s: _Bandwidth = Field(default=200.0, description="a bandwidth from 1e-6 to 1e9 GiB/s")
     contention: _Flag = True
     overlap: Literal["none", "layerwise"] = Field(default="layerwise", description="none or layerwise")
     prefix_cache_blocks: _Blocks = 0
@@ -124,14 +126,16 @@ class _Reference(_Part):
 
 
 class _Power(_Part):
-    budget_w: _Above_0 | None = Field(default=None, description="watts above 0, or null for no budget")
+    budget_w: _Watts | None = Field(
+        default=None, description="watts above 0 (at most 1e12), or null for no budget"
+    )
     policy: Literal["none"] = Field(
         default="none", description="none (power policies come in a later version)"
     )
 
 
 class _Event(_Part):
-    t_s: _At_least_0
+    t_s: _Seconds
     kind: Literal["instance-down", "instance-up", "instance-drain", "cap"] = Field(
         description="one of instance-down, instance-up, instance-drain, cap"
     )
@@ -139,17 +143,17 @@ class _Event(_Part):
     index: _Count_or_0 | None = Field(
         default=None, description="the number of an instance in the pool, from 0, or null for all"
     )
-    value: _Above_0 | None = Field(
-        default=None, description="for a cap, watts per GPU above 0, or null to lift it"
+    value: _Watts | None = Field(
+        default=None, description="for a cap, watts per GPU above 0 (at most 1e12), or null to lift it"
     )
 
 
 class _Trace(_Part):
     file: _Text | None = Field(default=None, description=f"a trace file, {SHIPPED_TRACE!r}, or null")
-    scale: _Above_0 = 1.0
-    warm_up_s: _At_least_0 = 0.0
-    duration_s: _Above_0 | None = Field(
-        default=None, description="seconds above 0, or null for the whole trace"
+    scale: _Scale = 1.0
+    warm_up_s: _Seconds = 0.0
+    duration_s: _Seconds_above_0 | None = Field(
+        default=None, description="seconds above 0 (at most 1e10), or null for the whole trace"
     )
 
 
@@ -203,31 +207,8 @@ def read_scenario(path: str | Path) -> Scenario:
 
 def read_scenario_document(path: str | Path) -> ScenarioDocument:
     """Read a scenario file without checking its fields; raises as `read_scenario` does."""
-    source = "standard input" if str(path) == "-" else str(path)
-    raw = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"not UTF-8 (byte {error.start})", where=source, right="YAML or JSON in UTF-8"
-        ) from None
-    if text.lstrip().startswith("{"):
-        text = text.replace("\t", " ")  # JSON may be indented by tabs, YAML not
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            lines = {} if node is None else dict(_lines_of(node, "", source, [0]))
-            values = None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error)
-        place = Place(source, None if mark is None else mark.line + 1)
-        raise InputError(f"not YAML: {reason}", where=place, right="a scenario in YAML or JSON") from None
+    values, lines = read_yaml(path, what="scenario")
+    source = source_of(path)
     if not isinstance(values, dict):
         raise InputError(
             f"{_shown(values)} is not a scenario",
@@ -236,38 +217,6 @@ def read_scenario_document(path: str | Path) -> ScenarioDocument:
         )
     folder = Path() if str(path) == "-" else Path(path).parent
     return ScenarioDocument(values=values, source=source, folder=folder, lines=lines)
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, with 1e-3 read as the number it is in JSON."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _lines_of(node: yaml.Node, path: str, source: str, seen: list[int]) -> Iterator[tuple[str, int]]:
-    """Yield the line of every field; refuse keys that stand twice, and documents without end."""
-    seen[0] += 1
-    if seen[0] > LARGEST_VALUES or path.count(".") + path.count("[") > DEEPEST:
-        raise InputError("too many values, or nested too deep", where=source, right="a scenario")
-    if isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            inside = f"{path}.{name}" if path else name
-            line = key.start_mark.line + 1
-            if name in keys:
-                raise InputError("given twice", where=Place(source, line, inside), right="one of them")
-            keys.add(name)
-            yield inside, line
-            yield from _lines_of(value, inside, source, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            inside = f"{path}[{index}]"
-            yield inside, value.start_mark.line + 1
-            yield from _lines_of(value, inside, source, seen)
 
 
 # -- checking

@@ -4,14 +4,15 @@ It exists so that a sweep is a file that can be kept, resumed and sent to a clus
 scenario it names is read by `simulator.scenario_file`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.sweep import Sweep
+from simulator.yaml_document import read_yaml
 from solver.domain.errors import InputError, Place
 
 SCHEMA = "sweep/1"
@@ -46,11 +47,7 @@ def read_sweep(path: str | Path) -> SweepSpec:
         One line with file and field for the first thing that is wrong.
     """
     source = str(path)
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = getattr(error, "problem", None) or str(error)
-        raise InputError(f"not YAML: {reason}", where=source, right="a sweep in YAML or JSON") from None
+    given, _ = read_yaml(Path(path), what="sweep")
     if not isinstance(given, dict):
         raise InputError("not a sweep", where=source, right=f"a table that begins with schema: {SCHEMA}")
     try:
@@ -63,6 +60,14 @@ def read_sweep(path: str | Path) -> SweepSpec:
         )
     if any(seed < 0 for seed in file.repeat_seeds):
         raise InputError("a seed below 0", where=Place(source, field="repeat_seeds"), right="seeds from 0")
+    for name, values in file.axes.items():
+        _check_plain(values, Place(source, field=f"axes.{name}"))
+    if not file.repeat_seeds or len(set(file.repeat_seeds)) < len(file.repeat_seeds):
+        raise InputError(
+            "must name at least one seed, each once",
+            where=Place(source, field="repeat_seeds"),
+            right="e.g. [1, 2, 3]",
+        )
     try:
         sweep = Sweep(
             axes=tuple((name, tuple(values)) for name, values in file.axes.items()),
@@ -72,6 +77,15 @@ def read_sweep(path: str | Path) -> SweepSpec:
         raise InputError(error.what, where=Place(source, field="axes"), right=error.right) from None
     folder = Path(path).parent
     return SweepSpec(sweep=sweep, base=folder / file.base, out=folder / file.out, source=source)
+
+
+def _check_plain(values: list[Any], place: Place) -> None:
+    """Refuse what no JSON can say: results are kept as JSON, and points told apart by it."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError):
+        right = "texts, finite numbers, true, false, null, lists and tables of them (dates in quotes)"
+        raise InputError("a value that no JSON can hold", where=place, right=right) from None
 
 
 def _told(error: ValidationError, source: str) -> InputError:

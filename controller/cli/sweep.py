@@ -77,6 +77,11 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     else:
         print_structured(sweep_answer(spec, result, wall_s=wall_s), given["output"])
     sys.stdout.flush()
+    if result.failed:
+        first = next(row["error"] for row in result.rows if row["error"] is not None)
+        click.echo(
+            f"ballast: {result.failed} of {len(result.rows)} runs are wrong; the first: {first}", err=True
+        )
     ctx.exit(1 if result.failed else 0)
 
 
@@ -145,10 +150,6 @@ def _print(spec: "SweepSpec", result: "SweepResult", whole: bool, wall_s: float 
     took = "" if wall_s is None else f"; {result.ran} run now in {wall_s:.1f} s"
     met = sum(row.get("slo_met") is True for row in result.rows)
     click.echo(f"{len(result.rows)} runs, {met} meet the SLO{took}")
-    for row in [row for row in result.rows if row["error"]][:3]:
-        click.echo(f"  wrong: {row['error']}")
-    if result.failed > 3:
-        click.echo(f"  and {result.failed - 3} more")
     if not whole:
         return
 

@@ -141,6 +141,10 @@ def test_a_wrong_point_becomes_a_row_and_the_rest_runs(folder: Path) -> None:
     assert ran.returncode == 1
     answer = json.loads(ran.stdout)
     assert answer["failed"] == 2
+    assert ran.stderr.startswith(
+        "ballast: 2 of 4 runs are wrong; the first: s.yaml:5: pools[0].gpu_type: unknown"
+    )
+    assert ran.stderr.count("\n") == 1
     assert [row["error"] is None for row in answer["rows"]] == [True, True, False, False]
     assert "unknown gpu 'H1000'" in answer["rows"][2]["error"]
     assert "unknown gpu" in (folder / "wrong" / "table.csv").read_text()
@@ -181,10 +185,24 @@ def test_a_larger_grid_uses_what_is_there(folder: Path) -> None:
         ),
         (
             "schema: sweep/1\nbase: s.yaml\naxes: {pools.q.count: [1]}\nout: o",
-            "no pools member called 'q'; one of p",
+            "axes: axis pools.q.count: no pools member called 'q'; one of p",
         ),
         ("- 1", "not a sweep; a table that begins with schema: sweep/1"),
         ("a: [", "not YAML"),
+        ("[" * 5000, "nested too deep"),
+        ("schema: sweep/1\nbase: s.yaml\nbase: s.yaml", "base: given twice; one of them"),
+        (
+            "schema: sweep/1\nbase: s.yaml\naxes: {trace.file: [2020-01-01]}\nout: o",
+            "axes.trace.file: a value that no JSON can hold; texts, finite numbers",
+        ),
+        (
+            "schema: sweep/1\nbase: s.yaml\naxes: {trace.scale: [.nan]}\nout: o",
+            "axes.trace.scale: a value that no JSON can hold",
+        ),
+        (
+            "schema: sweep/1\nbase: s.yaml\naxes: {}\nrepeat_seeds: []\nout: o",
+            "repeat_seeds: must name at least one seed",
+        ),
     ],
 )
 def test_bad_sweeps_get_one_line(folder: Path, text: str, message: str) -> None:
@@ -193,6 +211,27 @@ def test_bad_sweeps_get_one_line(folder: Path, text: str, message: str) -> None:
     assert ran.returncode == 1
     assert ran.stderr.count("\n") == 1
     assert message in ran.stderr
+
+
+def test_numbers_of_an_axis_may_be_written_with_an_exponent(folder: Path) -> None:
+    sweep = read_sweep(to(folder, "exponent")).sweep
+    (folder / "e.yaml").write_text(SWEEP.replace("[1.0, 3.0]", "[1e0, 3e0]"))
+    assert read_sweep(folder / "e.yaml").sweep.axes == sweep.axes
+
+
+@pytest.mark.parametrize("lines", ["[]\n", "{}\n", '{"schema": "sweep-runs/1"}\n[]\n', "\x00\n"])
+def test_a_log_that_is_none_is_told_or_cut(folder: Path, lines: str) -> None:
+    spec = read_sweep(folder / "sweep.yaml")
+    run_sweep(spec, workers=1)
+    table = tables(folder / "out")
+    log = folder / "out" / "runs.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    log.write_text(whole[0] + "".join(whole[1:4]) + lines + "".join(whole[4:]))
+    assert run_sweep(spec, workers=1, resume=True).ran == 12 - 3
+    assert tables(folder / "out") == table
+    log.write_text(lines)
+    with pytest.raises(InputError, match=r"runs\.jsonl: holds the results of another scenario"):
+        run_sweep(spec, workers=1, resume=True)
 
 
 def test_wrong_usage_is_said_so(folder: Path) -> None:

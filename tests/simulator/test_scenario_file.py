@@ -136,17 +136,17 @@ WRONG = [
     (
         "link_gib_per_s: 200",
         "link_gib_per_s: 0",
-        "s.yaml:17: kv.link_gib_per_s: got 0; a bandwidth above 0 (GiB/s)",
+        "s.yaml:17: kv.link_gib_per_s: got 0; a bandwidth from 1e-6 to 1e9 GiB/s",
     ),
     (
         "link_gib_per_s: 200",
         "link_gib_per_s: .nan",
-        "s.yaml:17: kv.link_gib_per_s: got nan; a bandwidth above 0 (GiB/s)",
+        "s.yaml:17: kv.link_gib_per_s: got nan; a bandwidth from 1e-6 to 1e9 GiB/s",
     ),
     (
         "link_gib_per_s: 200",
         "link_gib_per_s: .inf",
-        "s.yaml:17: kv.link_gib_per_s: got inf; a bandwidth above 0 (GiB/s)",
+        "s.yaml:17: kv.link_gib_per_s: got inf; a bandwidth from 1e-6 to 1e9 GiB/s",
     ),
     ("overlap: layerwise", "overlap: some", "s.yaml:17: kv.overlap: got 'some'; none or layerwise"),
     (
@@ -226,7 +226,7 @@ WRONG = [
     (
         "budget_w: null",
         "budget_w: -5",
-        "s.yaml:20: power.budget_w: got -5; watts above 0, or null for no budget",
+        "s.yaml:20: power.budget_w: got -5; watts above 0 (at most 1e12), or null for no budget",
     ),
     (
         "policy: none",
@@ -245,8 +245,10 @@ WRONG = [
         "index: 1, value: 3",
         "s.yaml:23: events[0].value: a value for instance-down; a value with kind cap only",
     ),
-    ("t_s: 3", "t_s: -1", "s.yaml:23: events[0].t_s: got -1; a number of at least 0"),
-    ("scale: 2", "scale: 0", "s.yaml:24: trace.scale: got 0; a number above 0"),
+    ("t_s: 3", "t_s: -1", "s.yaml:23: events[0].t_s: got -1; a number from 0 to 1e10"),
+    ("t_s: 3", "t_s: 1e300", "s.yaml:23: events[0].t_s: got 1e+300; a number from 0 to 1e10"),
+    ("scale: 2", "scale: 0", "s.yaml:24: trace.scale: got 0; a number from 1e-9 to 1e9"),
+    ("scale: 2", "scale: 1e-320", "s.yaml:24: trace.scale: got 1e-320; a number from 1e-9 to 1e9"),
     (
         "warm_up_s: 10",
         "warm_up_s: 100",
@@ -285,6 +287,8 @@ def test_what_is_wrong_is_told_in_one_line(
         ("a: !!python/object:os.system 3", "not YAML"),
         ("\tx: 1", "not YAML"),
         ("{", "not YAML"),
+        ("[" * 5000, "nested too deep"),
+        ("{a: " * 3000, "nested too deep"),
         ("models: []\npools: []\nschema: scenario/1", "got an empty list"),
     ],
 )
