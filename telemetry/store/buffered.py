@@ -1,23 +1,22 @@
 """A store that never holds anybody up: entries wait in memory and are written by a thread of its own.
 
-It exists because losing the database must not stop control. Entries that find no room push out the oldest; that is
-counted and said. It comes back by itself when the database does.
+It exists because losing the database must not stop control. When there is no room, the oldest traffic makes room, then
+the oldest decisions; that is counted. It comes back by itself when the database does, and writes each entry once.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from telemetry.store.store import Entry, Store
+from telemetry.store.store import Entry, Store, TrafficSample, is_fault_of_entry
 
 BATCH = 500
-FIRST_WAIT_S = 0.5
-MOST_WAIT_S = 30.0
-PRUNE_EVERY_S = 3600.0
+PRUNE_EVERY_S = 60.0
+PRUNED_BATCHES = 20
+"""At most, each time: entries should not wait for it."""
 
 
 @dataclass(slots=True)
@@ -28,24 +27,41 @@ class BufferedStore:
     most: int = 10_000
     clock: Callable[[], float] = time.time
     """Seconds since 1970, for pruning."""
+    first_wait_s: float = 0.5
+    """Before a database that failed is tried again; doubled each time."""
+    most_wait_s: float = 30.0
+    answer_within_s: float = 60.0
+    """A database that takes longer over one write counts as lost."""
     dropped: int = 0
-    reason: str = ""
-    """Why nothing can be written now; empty while all is well."""
-    _waiting: deque[Entry] = field(default_factory=deque)
+    """Entries that made room for others."""
+    refused: int = 0
+    """Entries that no database would take, such as a rate that is not a number."""
+    refusal: str = ""
+    """Why the last of them was refused."""
+    _lost: str = ""
+    _asked_s: float = float("inf")
+    _acts: deque[Entry] = field(default_factory=deque)
+    _traffic: deque[Entry] = field(default_factory=deque)
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
-    _writing: bool = False
     _thread: threading.Thread | None = None
 
     @property
+    def reason(self) -> str:
+        """Why nothing can be written now; empty while all is well."""
+        if time.monotonic() - self._asked_s > self.answer_within_s:
+            return f"the database has not answered for {self.answer_within_s:g} s"
+        return self._lost
+
+    @property
     def healthy(self) -> bool:
-        """Whether the last write succeeded."""
+        """Whether the last write succeeded, and the present one is not overdue."""
         return not self.reason
 
     @property
     def waiting(self) -> int:
         """Entries that are not written yet."""
-        return len(self._waiting)
+        return len(self._acts) + len(self._traffic)
 
     def start(self) -> None:
         """Begin to write."""
@@ -55,10 +71,10 @@ class BufferedStore:
     def put(self, entry: Entry) -> None:
         """Take an entry; never waits, never fails."""
         with self._wake:
-            if len(self._waiting) >= self.most:
-                self._waiting.popleft()
+            if self.waiting >= self.most:
+                (self._traffic or self._acts).popleft()
                 self.dropped += 1
-            self._waiting.append(entry)
+            (self._traffic if isinstance(entry, TrafficSample) else self._acts).append(entry)
             self._wake.notify()
 
     def close(self, within_s: float = 2.0) -> bool:
@@ -66,40 +82,71 @@ class BufferedStore:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is not None:
+        if self._thread is None:
+            self.store.close()
+        else:
             self._thread.join(within_s)
-        self.store.close()
-        return not self._waiting
+        return not self.waiting
 
     def _run(self) -> None:
+        try:
+            self._write_on()
+        finally:
+            self.store.close()  # by whom it was opened: `close` may not wait as long as a database takes
+
+    def _write_on(self) -> None:
         migrated = False
-        pruned_s = float("-inf")
-        wait_s = FIRST_WAIT_S
+        prune_s = time.monotonic()
+        wait_s = self.first_wait_s
         while True:
             with self._wake:
-                if migrated and not self._waiting and not self._closing:
-                    self._wake.wait(60.0)
-                if self._closing and (not self._waiting or self.reason):
-                    return
-                batch = [self._waiting[k] for k in range(min(BATCH, len(self._waiting)))]
+                if migrated:
+                    left_s = prune_s - time.monotonic()
+                    self._wake.wait_for(lambda: self.waiting or self._closing, timeout=max(0.0, left_s))
+                last_try = self._closing  # an entry that comes later is none of ours
+                batch = [*islice(self._acts, BATCH), *islice(self._traffic, BATCH)][:BATCH]
+            if last_try and not batch:
+                return
+            self._asked_s = time.monotonic()
             try:
                 if not migrated:
                     self.store.migrate()
                     migrated = True
-                if batch:
-                    self.store.write(batch)
-                if time.monotonic() - pruned_s > PRUNE_EVERY_S:
-                    self.store.prune(self.clock())
-                    pruned_s = time.monotonic()
-            except (SQLAlchemyError, OSError) as error:
-                self.reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+                self._write(batch)
+                if time.monotonic() >= prune_s and not last_try:
+                    self._asked_s = time.monotonic()
+                    self.store.prune(self.clock(), most_batches=PRUNED_BATCHES)
+                    prune_s = time.monotonic() + PRUNE_EVERY_S
+            except Exception as error:  # noqa: BLE001 - whatever a database or a driver thinks of
+                self._lost = self.store.said(error)
+                self._asked_s = float("inf")
+                if last_try:
+                    return
+                migrated = False  # it may come back empty, or older
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing, timeout=wait_s)
-                wait_s = min(MOST_WAIT_S, 2 * wait_s)
+                wait_s = min(self.most_wait_s, 2 * wait_s)
                 continue
-            wait_s = FIRST_WAIT_S
-            self.reason = ""
-            with self._wake:
-                for entry in batch:
-                    if self._waiting and self._waiting[0] is entry:  # else it was pushed out meanwhile
-                        self._waiting.popleft()
+            self._asked_s = float("inf")
+            self._lost = ""
+            wait_s = self.first_wait_s
+
+    def _write(self, batch: Sequence[Entry]) -> None:
+        """Write entries and let go of them; one that can never be written does not hold up the others."""
+        try:
+            self.store.write(batch)
+        except Exception as error:
+            if not is_fault_of_entry(error):
+                raise
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                self._write(batch[:middle])
+                self._write(batch[middle:])
+                return
+            self.refusal = self.store.said(error)
+            self.refused += len(batch)
+        with self._wake:
+            for entry in batch:
+                queue = self._traffic if isinstance(entry, TrafficSample) else self._acts
+                if queue and queue[0] is entry:  # else it made room meanwhile
+                    queue.popleft()

@@ -11,6 +11,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 NAME = String(512)
 KEY = BigInteger().with_variant(Integer, "sqlite")
 """SQLite counts only INTEGER keys by itself."""
+DECISION_ONCE = ("service", "digest", "solve_id")
+STEP_ONCE = ("service", "digest", "step", "outcome", "epoch")
 
 
 class Base(DeclarativeBase):
@@ -31,7 +33,12 @@ class TrafficRow(Base):
     """Replicas asked for at the last sample."""
     ready: Mapped[int] = mapped_column(Integer)
     last_s: Mapped[float] = mapped_column(Float)
-    """Time of the last sample taken in: an older one is a repetition."""
+    """Time of the last sample taken in: in the finest windows, one that is not younger is a repetition."""
+    running_max: Mapped[float | None] = mapped_column(Float)
+    """Requests that engines worked on; largest sum at one time."""
+    waiting_max: Mapped[float | None] = mapped_column(Float)
+    ttft_p99_max_s: Mapped[float | None] = mapped_column(Float)
+    """Percentiles cannot be averaged: the largest that was seen."""
 
     __table_args__ = (Index("traffic_by_age", "level_s", "start_s"),)
 
@@ -51,10 +58,13 @@ class DecisionRow(Base):
     desired: Mapped[dict[str, Any]] = mapped_column(JSON)
     """Replicas by variant."""
     reasons: Mapped[list[Any]] = mapped_column(JSON)
+    status: Mapped[str | None] = mapped_column(String(32))
+    """What became of the solve: a `solver.domain.gpu_mix.PlanStatus`."""
 
     __table_args__ = (
-        UniqueConstraint("service", "digest", "solve_id", name="decision_once"),
+        UniqueConstraint(*DECISION_ONCE, name="decision_once"),
         Index("decision_by_time", "service", "t_s"),
+        Index("decision_by_age", "t_s"),
     )
 
 
@@ -75,6 +85,7 @@ class StepRow(Base):
     """Term of the leader that did it."""
 
     __table_args__ = (
-        UniqueConstraint("service", "digest", "step", "outcome", "epoch", name="step_once"),
+        UniqueConstraint(*STEP_ONCE, name="step_once"),
         Index("step_by_time", "service", "t_s"),
+        Index("step_by_age", "t_s"),
     )

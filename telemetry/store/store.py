@@ -5,34 +5,40 @@ asks the clock. Writing the same thing twice leaves one entry, so a writer that 
 try again.
 """
 
+import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, TextIO, cast
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    create_engine,
-    delete,
-    event,
-    select,
-    text,
-)
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from solver.domain.errors import InputError
-from telemetry.store.schema import DecisionRow, StepRow, TrafficRow
+from telemetry.store.connections import make_engine, read_url, writing
+from telemetry.store.migrations.upgrade import upgrade
+from telemetry.store.schema import DECISION_ONCE, STEP_ONCE, Base, DecisionRow, StepRow, TrafficRow
 
-MIGRATIONS = Path(__file__).parent / "migrations"
-LOCK = 0x62616C6C  # any number that is ours
+__all__ = [
+    "DECISIONS_KEPT_S",
+    "LEVELS",
+    "Decision",
+    "Entry",
+    "Level",
+    "RateWindow",
+    "StepDone",
+    "Store",
+    "TrafficSample",
+    "is_fault_of_entry",
+    "open_store",
+    "read_url",
+    "write_rates",
+]
+
 PRUNED_AT_ONCE = 5000
-EXAMPLES = "sqlite:////var/lib/ballast/history.db or postgresql+psycopg://user@host/name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +59,16 @@ DECISIONS_KEPT_S = 400 * 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficSample:
-    """Traffic of a service at one time."""
+    """Traffic of a service at one time; None where nobody measured."""
 
     service: str
     t_s: float
     rate_rps: float
     desired: int
     ready: int
+    running: float | None = None
+    waiting: float | None = None
+    ttft_p99_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +84,8 @@ class Decision:
     cost_usd_per_h: float | None = None
     lower_bound_usd_per_h: float | None = None
     gap_ratio: float | None = None
+    status: str | None = None
+    """A `solver.domain.gpu_mix.PlanStatus`, where it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,56 +108,46 @@ Entry = TrafficSample | Decision | StepDone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateWindow:
-    """Mean and largest rate of one window; ``t_s`` is its start."""
+    """What the traffic of one window was; ``t_s`` is its start, replicas are those at its last sample."""
 
     service: str
     t_s: float
     rate_rps: float
     rate_max_rps: float
     samples: int
+    desired: int
+    ready: int
+    running_max: float | None = None
+    waiting_max: float | None = None
+    ttft_p99_max_s: float | None = None
 
 
-def read_url(url: str) -> URL:
-    """Read a database URL; errors never show its password."""
-    try:
-        parsed = make_url(url)
-        parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        where = url.rpartition("@")[2] if "@" in url else url.partition("://")[0]
-        raise InputError(f"database URL …{where}: {str(error).splitlines()[0]}", right=EXAMPLES) from None
-    if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise InputError(f"database URL {parsed.render_as_string()}: not supported", right=EXAMPLES)
-    return parsed
-
-
-def open_store(url: str, *, levels: Sequence[Level] = LEVELS) -> "Store":
+def open_store(
+    url: str, *, levels: Sequence[Level] = LEVELS, decisions_kept_s: int = DECISIONS_KEPT_S
+) -> "Store":
     """Open a store; nothing is connected before it is used.
 
     Raises
     ------
     InputError
-        If the URL cannot be read or its driver is not installed.
+        If the URL cannot be read, its driver is not installed, or levels do not fit into each other.
     """
-    parsed = read_url(url)
-    sqlite = parsed.get_backend_name() == "sqlite"
-    arguments = {"timeout": 30.0} if sqlite else {"connect_timeout": 5}
-    try:
-        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
-    except ImportError as error:
-        raise InputError(
-            f"database URL {parsed.render_as_string()}: {error}", right="pip install kube-ballast[postgresql]"
-        ) from None
-    if sqlite:
-        event.listen(engine, "connect", _prepare_sqlite)
-    return Store(engine=engine, levels=tuple(levels))
+    for finer, coarser in pairwise(levels):
+        if coarser.window_s <= finer.window_s or coarser.window_s % finer.window_s:
+            raise InputError(
+                f"windows of {coarser.window_s} s after those of {finer.window_s} s",
+                right="each level is a whole multiple of the one before",
+            )
+    if not levels or min(min(level.window_s, level.kept_s) for level in levels) < 1:
+        raise InputError(f"levels {list(levels)}", right="at least one, of at least a second, kept for one")
+    return Store(engine=make_engine(read_url(url)), levels=tuple(levels), decisions_kept_s=decisions_kept_s)
 
 
-def _prepare_sqlite(connection: object, _record: object) -> None:
-    """Let readers and the writer not block each other."""
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
+def is_fault_of_entry(error: Exception) -> bool:
+    """Whether a write failed for what an entry holds, and would fail for ever; all else may pass."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, (DataError, IntegrityError))
+    return isinstance(error, (StatementError, ValueError, TypeError, OverflowError))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,120 +155,81 @@ class Store:
     """One database."""
 
     engine: Engine
-    levels: tuple[Level, ...] = field(default=LEVELS)
+    levels: tuple[Level, ...] = LEVELS
+    decisions_kept_s: int = DECISIONS_KEPT_S
+
+    def said(self, error: Exception) -> str:
+        """Return what a database said in one line that holds no password."""
+        lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+        password = self.engine.url.password
+        text = lines[0] if lines else type(error).__name__
+        return text.replace(password, "***") if password else text
 
     def migrate(self) -> None:
         """Bring the tables up to date; several processes may do so at once."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self.engine.connect() as connection:
-            self._locked_upgrade(connection, config)
-
-    def _locked_upgrade(self, connection: Connection, config: Config) -> None:
-        """Upgrade while no other process does."""
-        config.attributes["connection"] = connection
-        if self.engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        else:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        command.upgrade(config, "head")
-        connection.commit()
+        upgrade(self.engine)
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Write entries in one transaction; those that are there already are passed over."""
+        """Write entries in one transaction; those that are there already are passed over.
+
+        Raises
+        ------
+        InputError
+            If an entry can never be stored: nothing is written then.
+        """
         samples: list[TrafficSample] = []
-        with Session(self.engine) as session, session.begin():
-            for entry in entries:
-                if isinstance(entry, TrafficSample):
-                    samples.append(entry)
-                else:
-                    self._once(session, entry)
-            for level in self.levels if samples else ():
-                self._roll_up(session, level, samples)
-
-    def _roll_up(self, session: Session, level: Level, samples: Sequence[TrafficSample]) -> None:
-        """Take samples into the windows of a level; the windows are read at once."""
-        starts = {int(sample.t_s // level.window_s) * level.window_s for sample in samples}
-        query = select(TrafficRow).where(
-            TrafficRow.level_s == level.window_s,
-            TrafficRow.start_s.in_(starts),
-            TrafficRow.service.in_({sample.service for sample in samples}),
-        )
-        rows = {(row.service, row.start_s): row for row in session.scalars(query)}
-        for sample in samples:
-            start_s = int(sample.t_s // level.window_s) * level.window_s
-            row = rows.get((sample.service, start_s))
-            if row is None:
-                row = TrafficRow(
-                    level_s=level.window_s,
-                    service=sample.service,
-                    start_s=start_s,
-                    samples=1,
-                    rate_mean_rps=sample.rate_rps,
-                    rate_max_rps=sample.rate_rps,
-                    desired=sample.desired,
-                    ready=sample.ready,
-                    last_s=sample.t_s,
-                )
-                rows[sample.service, start_s] = row
-                session.add(row)
-            elif sample.t_s > row.last_s:
-                row.rate_mean_rps += (sample.rate_rps - row.rate_mean_rps) / (row.samples + 1)
-                row.rate_max_rps = max(row.rate_max_rps, sample.rate_rps)
-                row.samples += 1
-                row.desired, row.ready, row.last_s = sample.desired, sample.ready, sample.t_s
-
-    def _once(self, session: Session, entry: Decision | StepDone) -> None:
-        row: DecisionRow | StepRow
-        if isinstance(entry, Decision):
-            row = DecisionRow(
-                t_s=entry.t_s,
-                service=entry.service,
-                digest=entry.digest,
-                solve_id=entry.solve_id,
-                cost_usd_per_h=entry.cost_usd_per_h,
-                lower_bound_usd_per_h=entry.lower_bound_usd_per_h,
-                gap_ratio=entry.gap_ratio,
-                desired=dict(entry.desired),
-                reasons=list(entry.reasons),
-            )
-        else:
-            row = StepRow(
-                t_s=entry.t_s,
-                service=entry.service,
-                digest=entry.digest,
-                step=entry.step,
-                outcome=entry.outcome,
-                target=entry.target,
-                from_replicas=entry.from_replicas,
-                to_replicas=entry.to_replicas,
-                epoch=entry.epoch,
-            )
-        with suppress(IntegrityError), session.begin_nested():
-            session.add(row)
+        decisions: list[dict[str, Any]] = []
+        steps: list[dict[str, Any]] = []
+        for entry in entries:
+            if isinstance(entry, TrafficSample):
+                _check(entry)
+                samples.append(entry)
+            elif isinstance(entry, Decision):
+                decisions.append(_decision_row(entry))
+            else:
+                steps.append(asdict(entry))
+        if not (samples or decisions or steps):
+            return
+        with writing(self.engine) as connection:
+            for table, once, rows in ((DecisionRow, DECISION_ONCE, decisions), (StepRow, STEP_ONCE, steps)):
+                if rows:
+                    into = _insert(connection, table).on_conflict_do_nothing(index_elements=once)
+                    connection.execute(into, rows)
+            new: Sequence[TrafficSample] = sorted(samples, key=lambda sample: sample.t_s)
+            for level in self.levels:
+                if new:  # only the finest windows tell what is new; coarser ones take that, in any order
+                    new = _roll_up(connection, level.window_s, new, finest=level == self.levels[0])
 
     def traffic_windows(
-        self, *, window_s: int, since_s: float = 0.0, service: str | None = None
+        self, *, window_s: int, since_s: float = 0.0, until_s: float = math.inf, service: str | None = None
     ) -> tuple[RateWindow, ...]:
-        """Return windows of one level in the order of time."""
+        """Return windows in the order of time; of a length that is a whole multiple of a level's.
+
+        Raises
+        ------
+        InputError
+            If no level fits into such windows.
+        """
+        fitting = [level.window_s for level in self.levels if window_s > 0 and window_s % level.window_s == 0]
+        if not fitting:
+            lengths = ", ".join(str(level.window_s) for level in self.levels)
+            raise InputError(f"windows of {window_s} s", right=f"a multiple of one of {lengths}")
         query = (
             select(TrafficRow)
-            .where(TrafficRow.level_s == window_s, TrafficRow.start_s >= since_s)
+            .where(TrafficRow.level_s == max(fitting), TrafficRow.start_s >= since_s)
             .order_by(TrafficRow.start_s, TrafficRow.service)
         )
+        if until_s < math.inf:
+            query = query.where(TrafficRow.start_s < until_s)
         if service is not None:
             query = query.where(TrafficRow.service == service)
+        windows: dict[tuple[float, str], RateWindow] = {}
         with Session(self.engine) as session:
-            return tuple(
-                RateWindow(
-                    service=row.service,
-                    t_s=float(row.start_s),
-                    rate_rps=row.rate_mean_rps,
-                    rate_max_rps=row.rate_max_rps,
-                    samples=row.samples,
-                )
-                for row in session.scalars(query)
-            )
+            for row in session.scalars(query):
+                start_s = float(row.start_s // window_s * window_s)
+                earlier = windows.get((start_s, row.service))
+                windows[start_s, row.service] = _joined(earlier, row, start_s)
+        return tuple(windows[key] for key in sorted(windows))
 
     def decisions(self, service: str, *, most: int = 20) -> tuple[Decision, ...]:
         """Return the last decisions for a service, newest first."""
@@ -289,6 +251,7 @@ class Store:
                     cost_usd_per_h=row.cost_usd_per_h,
                     lower_bound_usd_per_h=row.lower_bound_usd_per_h,
                     gap_ratio=row.gap_ratio,
+                    status=row.status,
                 )
                 for row in session.scalars(query)
             )
@@ -317,32 +280,152 @@ class Store:
                 for row in session.scalars(query)
             )
 
-    def prune(self, now_s: float) -> int:
-        """Delete what is older than its level keeps, in batches; returns how many rows went."""
-        gone = 0
-        for level in self.levels:
-            old = (TrafficRow.level_s == level.window_s) & (TrafficRow.start_s < now_s - level.kept_s)
-            gone += self._prune(TrafficRow.start_s, old, TrafficRow)
-        for table in (DecisionRow, StepRow):
-            gone += self._prune(table.id, table.t_s < now_s - DECISIONS_KEPT_S, table)
+    def prune(self, now_s: float, *, most_batches: int | None = None) -> int:
+        """Delete what is older than it is kept, in small transactions; returns how many rows went."""
+        old: list[tuple[type[Base], InstrumentedAttribute[Any], ColumnElement[bool]]] = [
+            (
+                TrafficRow,
+                TrafficRow.start_s,
+                (TrafficRow.level_s == level.window_s) & (TrafficRow.start_s < now_s - level.kept_s),
+            )
+            for level in self.levels
+        ]
+        until_s = now_s - self.decisions_kept_s
+        old += [(DecisionRow, DecisionRow.t_s, DecisionRow.t_s < until_s)]
+        old += [(StepRow, StepRow.t_s, StepRow.t_s < until_s)]
+        gone, batches = 0, 0
+        for table, age, which in old:
+            while most_batches is None or batches < most_batches:
+                with writing(self.engine) as connection:
+                    last = connection.scalars(
+                        select(age).where(which).order_by(age).limit(PRUNED_AT_ONCE)
+                    ).all()
+                    if last:
+                        gone += connection.execute(delete(table).where(which, age <= last[-1])).rowcount
+                batches += 1
+                if len(last) < PRUNED_AT_ONCE:
+                    break
         return gone
-
-    def _prune(
-        self,
-        order: object,
-        old: ColumnElement[bool],
-        table: type[TrafficRow | DecisionRow | StepRow],
-    ) -> int:
-        gone = 0
-        while True:
-            with Session(self.engine) as session, session.begin():
-                keys = select(order).where(old).order_by(order).limit(PRUNED_AT_ONCE)  # type: ignore[call-overload]
-                last = session.scalars(keys).all()
-                if not last:
-                    return gone
-                done = session.execute(delete(table).where(old, order <= last[-1]))
-                gone += int(getattr(done, "rowcount", 0))
 
     def close(self) -> None:
         """Give up all connections."""
         self.engine.dispose()
+
+
+def write_rates(windows: Iterable[RateWindow], out: TextIO) -> None:
+    """Write windows as the demand file that forecasts read: model, start of the window, rate."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("model", "t_s", "rate_rps"))
+    for window in windows:
+        writer.writerow((window.service, f"{window.t_s:.15g}", f"{window.rate_rps:.9g}"))
+
+
+def _joined(earlier: RateWindow | None, row: TrafficRow, start_s: float) -> RateWindow:
+    """Take a row into a window that may hold earlier ones."""
+    samples = row.samples + (earlier.samples if earlier else 0)
+    rate = row.rate_mean_rps
+    if earlier:
+        rate = earlier.rate_rps + (rate - earlier.rate_rps) * row.samples / samples
+    return RateWindow(
+        service=row.service,
+        t_s=start_s,
+        rate_rps=rate,
+        rate_max_rps=max(row.rate_max_rps, earlier.rate_max_rps if earlier else 0.0),
+        samples=samples,
+        desired=row.desired,
+        ready=row.ready,
+        running_max=_larger(row.running_max, earlier.running_max if earlier else None),
+        waiting_max=_larger(row.waiting_max, earlier.waiting_max if earlier else None),
+        ttft_p99_max_s=_larger(row.ttft_p99_max_s, earlier.ttft_p99_max_s if earlier else None),
+    )
+
+
+def _table(row: type[Base]) -> Table:
+    return cast("Table", row.__table__)
+
+
+def _insert(connection: Connection, row: type[Base]) -> "sqlite.Insert | postgresql.Insert":
+    """Begin an insert that may say what happens to rows that are there."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return insert(_table(row))
+
+
+def _roll_up(
+    connection: Connection, window_s: int, samples: Sequence[TrafficSample], *, finest: bool
+) -> list[TrafficSample]:
+    """Take samples, in the order of time, into the windows of one length; return those that were new."""
+    keys = [(sample.service, int(sample.t_s // window_s) * window_s) for sample in samples]
+    query = select(_table(TrafficRow)).where(
+        TrafficRow.level_s == window_s,
+        TrafficRow.service.in_({service for service, _ in keys}),
+        TrafficRow.start_s.in_({start_s for _, start_s in keys}),
+    )
+    known = {(row["service"], row["start_s"]): dict(row) for row in connection.execute(query).mappings()}
+    changed: dict[tuple[str, int], dict[str, Any]] = {}
+    new = []
+    for key, sample in zip(keys, samples, strict=True):
+        row = known.get(key)
+        if row is None:
+            row = {
+                "level_s": window_s,
+                "service": key[0],
+                "start_s": key[1],
+                "samples": 0,
+                "last_s": -math.inf,
+            }
+            row |= dict.fromkeys(("rate_mean_rps", "rate_max_rps"), 0.0)
+            row |= dict.fromkeys(("running_max", "waiting_max", "ttft_p99_max_s"))
+            known[key] = row
+        elif finest and sample.t_s <= row["last_s"]:
+            continue
+        changed[key] = row
+        new.append(sample)
+        row["samples"] += 1
+        row["rate_mean_rps"] += (sample.rate_rps - row["rate_mean_rps"]) / row["samples"]
+        row["rate_max_rps"] = max(row["rate_max_rps"], sample.rate_rps)
+        row["running_max"] = _larger(row["running_max"], _finite(sample.running))
+        row["waiting_max"] = _larger(row["waiting_max"], _finite(sample.waiting))
+        row["ttft_p99_max_s"] = _larger(row["ttft_p99_max_s"], _finite(sample.ttft_p99_s))
+        if sample.t_s >= row["last_s"]:
+            row |= {"desired": sample.desired, "ready": sample.ready, "last_s": sample.t_s}
+    if changed:
+        into = _insert(connection, TrafficRow)
+        table = _table(TrafficRow)
+        rest = {column.name: into.excluded[column.name] for column in table.columns if not column.primary_key}
+        update = into.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=rest)
+        connection.execute(update, list(changed.values()))
+    return new
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
+
+
+def _check(sample: TrafficSample) -> None:
+    """Refuse what would spoil a window."""
+    if not (math.isfinite(sample.rate_rps) and sample.rate_rps >= 0 and math.isfinite(sample.t_s)):
+        raise InputError(
+            f"traffic of {sample.service} at {sample.t_s} s: {sample.rate_rps} requests/s",
+            right="rates and times are finite, rates not negative",
+        )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _decision_row(entry: Decision) -> dict[str, Any]:
+    return {
+        "t_s": entry.t_s,
+        "service": entry.service,
+        "digest": entry.digest,
+        "solve_id": entry.solve_id,
+        "cost_usd_per_h": _finite(entry.cost_usd_per_h),
+        "lower_bound_usd_per_h": _finite(entry.lower_bound_usd_per_h),
+        "gap_ratio": _finite(entry.gap_ratio),
+        "desired": dict(entry.desired),
+        "reasons": list(entry.reasons),
+        "status": entry.status,
+    }

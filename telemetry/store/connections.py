@@ -1,0 +1,124 @@
+"""How the history's database is reached: which URLs are taken, how long it may take, and who writes when.
+
+It exists apart from the store because each database needs its own care here and nowhere else. Writers take turns, so a
+writer may read a row, change it and write it back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from solver.domain.errors import InputError
+
+EXAMPLES = "sqlite:////var/lib/ballast/history.db or postgresql+psycopg://user@host/name"
+DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+"""Names that are taken, and what they stand for: secrets of others often hold the short ones."""
+WRITERS = 0x62616C6D
+"""Advisory lock of who writes; any number that is ours."""
+BUSY_S = 10.0
+"""How long SQLite waits for another process."""
+POSTGRESQL = {
+    "application_name": "ballast",
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "prepare_threshold": None,  # poolers in front of PostgreSQL lose prepared statements
+}
+
+
+def read_url(url: str) -> URL:
+    """Read a database URL; errors never show its password.
+
+    Raises
+    ------
+    InputError
+        If it is none, or of a database that is not supported.
+    """
+    shown = _without_secrets(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InputError(f"database URL {shown}: not a URL", right=EXAMPLES) from None
+    except ValueError:  # its text may be part of a password
+        right = "a number after host:, and in user and password %40 for @, %3A for :, %2F for /"
+        raise InputError(f"database URL {shown}: the port is not a number", right=right) from None
+    known = DRIVERS.get(parsed.drivername)
+    if known is None:
+        raise InputError(f"database URL {shown}: {parsed.drivername} is not supported", right=EXAMPLES)
+    password = parsed.query.get("password")
+    if isinstance(password, str):  # where it would be shown
+        parsed = parsed.difference_update_query(["password"]).set(password=password)
+    return parsed.set(drivername=known)
+
+
+def _without_secrets(url: str) -> str:
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "…"
+    where = rest.rpartition("@")[2] if "@" in rest else ""
+    return f"{scheme}://…{where.partition('?')[0]}"
+
+
+def make_engine(url: URL) -> Engine:
+    """Make what connects to a database; nothing is connected yet.
+
+    Raises
+    ------
+    InputError
+        If the driver is not installed or does not know a parameter.
+    """
+    try:
+        if url.get_backend_name() == "postgresql":
+            wanted: dict[str, Any] = {k: v for k, v in POSTGRESQL.items() if k not in url.query}
+            return create_engine(url, connect_args=wanted, pool_pre_ping=True, pool_size=1)
+        in_memory = url.database in {None, "", ":memory:"}
+        # a file is opened anew each time: one that was replaced or removed would be written on unseen
+        pool = None if in_memory else NullPool
+        engine = create_engine(url, connect_args={"timeout": BUSY_S}, poolclass=pool)
+    except (ImportError, NoSuchModuleError) as error:
+        shown = _without_secrets(url.render_as_string())
+        raise InputError(
+            f"database URL {shown}: {error}", right="pip install kube-ballast[postgresql]"
+        ) from None
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    """Let readers and the writer not block each other; leave transactions to `_begin_sqlite`."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin as a writer at once: SQLite does not let a reader become one when another wrote meanwhile."""
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine, *, turn: int = WRITERS, within_s: int = 30) -> Iterator[Connection]:
+    """Give a connection in one transaction that waits for its turn; each statement has so much time."""
+    with engine.execution_options(writes=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # not with the connection: a pooler in front of PostgreSQL would refuse or forget it
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{within_s}s'")
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{within_s}s'")
+            connection.execute(text("SELECT pg_advisory_xact_lock(:turn)"), {"turn": turn})
+        yield connection
