@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= auto
 DATA ?= ../shared/data
 
-.PHONY: help setup demo test chaos check bench docs generate lock clean
+.PHONY: help setup demo test chaos cluster check bench docs generate lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ chaos: setup  ## run the long fault tests (hours) and put their figures into doc
 	@mkdir -p out && rm -f out/chaos.jsonl
 	@BALLAST_REQUIRE_CLUSTER=1 BALLAST_CHAOS_RESULTS=$(CURDIR)/out/chaos.jsonl $(BIN)/python -m pytest -m chaos tests -q
 	@$(BIN)/python -m tests.cluster.results out/chaos.jsonl
+
+cluster: setup  ## run a real control plane with fake GPU nodes, the chart and examples/operator until Ctrl-C
+	@$(BIN)/python -m tests.cluster.people
 
 check: setup  ## lint, formatting, types, import contracts, generated files
 	@$(BIN)/ruff check .

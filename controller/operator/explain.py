@@ -43,12 +43,20 @@ WORDS: Mapping[tuple[str, str], str] = {
     (PLAN_READY, "True"): "there is a plan",
     (PLAN_READY, "False"): "there is no plan to go by",
     (APPLIED, "True"): "what runs is what was planned",
-    (APPLIED, "False"): "what runs is not what was planned",
+    (APPLIED, "False"): "no plan is in force",
     (ACTUATION_CONFLICT, "True"): "somebody else scales a target",
     (ACTUATION_CONFLICT, "False"): "nobody else scales its targets",
     (DEGRADED, "True"): "something does not work as it should",
     (DEGRADED, "False"): "nothing is degraded",
 }
+BY_REASON: Mapping[str, str] = {
+    "Paused": "nothing is changed now",
+    "Observing": "nothing is planned or changed in this mode",
+    "WaitingForApproval": "the plan waits for approval",
+    "Applying": "the plan is being applied",
+    "Failed": "the plan could not be applied",
+}
+"""What conditions mean where the reason says more than the status."""
 SOLVER_ADVICE: Mapping[str, str] = {
     "InvalidSpec": "correct the ModelService, or upgrade the chart if the field is a new one",
     "NoUsableVariant": "create the missing targets or GpuProfiles",
@@ -307,7 +315,8 @@ def _conditions(view: ServiceView) -> tuple[Words, ...]:
             type=str(found.get("type")),
             status=str(found.get("status")),
             reason=str(found.get("reason")),
-            meaning=WORDS.get((str(found.get("type")), str(found.get("status"))), "it is not known"),
+            meaning=BY_REASON.get(str(found.get("reason")))
+            or WORDS.get((str(found.get("type")), str(found.get("status"))), "it is not known"),
             message=str(found.get("message") or ""),
         )
         for found in (view.body.get("status") or {}).get("conditions") or []

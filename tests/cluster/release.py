@@ -66,11 +66,11 @@ class Release:
         pods = self.plane.api("CoreV1Api").list_namespaced_pod(self.namespace, label_selector=selector).items
         return sorted(pod.metadata.name for pod in pods if pod.metadata.deletion_timestamp is None)
 
-    def kubeconfig(self, pod: str | None, *, account: str | None = None) -> Path:
+    def kubeconfig(self, pod: str | None, *, account: str | None = None, lasts_s: int = 7200) -> Path:
         """Write a kubeconfig with the token of a ServiceAccount, bound to a pod as a kubelet would bind it."""
         account = account or self.fullname
         api = self.plane.api("CoreV1Api")
-        wanted: dict[str, Any] = {"expirationSeconds": 7200}
+        wanted: dict[str, Any] = {"expirationSeconds": lasts_s}
         if pod is not None:
             uid = api.read_namespaced_pod(pod, self.namespace).metadata.uid
             wanted["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
