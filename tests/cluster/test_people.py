@@ -1,4 +1,4 @@
-"""``make cluster`` for somebody who sees Ballast for the first time: every printed line works, Ctrl-C leaves nothing."""
+"""``make cluster`` for somebody who sees Ballast for the first time: every line works, Ctrl-C leaves nothing."""
 
 import os
 import re
