@@ -22,6 +22,11 @@ from controller.operator.api import Api, ApiError, Resource
 from controller.operator.world import OPTIONAL, World
 
 log = structlog.get_logger(__name__)
+MOST_FAILURES = 5
+LASTED_S = 60.0
+"""A watch that lasted so long did not fail at once."""
+END_S = 2.0
+"""For the others to end after one watch failed."""
 
 
 def login_of(settings: client.Configuration) -> kopf.ConnectionInfo:
@@ -49,14 +54,30 @@ class Watch:
     namespaces: Sequence[str] = ()
     """Namespaces to watch; none: all."""
     inactivity_s: float = 70.0
-    ready: threading.Event = field(default_factory=threading.Event)
-    stopping: threading.Event = field(default_factory=threading.Event)
     failed: str = ""
     heard: dict[str, float] = field(default_factory=dict)
     """Kind: when (monotonic seconds) its watch said something last."""
 
     def run(self) -> None:
-        """Watch until stopped."""
+        """Watch; one failure ends all of kopf's watches, so they begin anew with a list; too many in a row end it."""
+        failures = 0
+        while not self.failed:
+            began_s = time.monotonic()
+            loop = asyncio.new_event_loop()
+            try:
+                loop.run_until_complete(self._watch())
+                why = "watching ended"
+            except Exception as error:  # noqa: BLE001 - whatever it is, watching begins anew
+                why = f"watching failed: {error}"
+            loop.close()  # what did not end in time is left behind: kopf's streams may outlive their cancellation
+            failures = 1 if time.monotonic() - began_s > LASTED_S else failures + 1
+            log.warning("watching begins anew", reason=why, failures=failures)
+            if failures < MOST_FAILURES:
+                time.sleep(0.5 * 2**failures)
+            else:
+                self.failed = why  # the process must not go on blind: it ends
+
+    async def _watch(self) -> None:
         registry = kopf.OperatorRegistry()
         self._register(registry)
         settings = kopf.OperatorSettings()
@@ -68,22 +89,20 @@ class Watch:
         settings.scanning.disabled = (
             True  # kinds are looked for once, at the start: no rights on namespaces needed
         )
-        try:
-            asyncio.run(
-                kopf.operator(
-                    registry=registry,
-                    settings=settings,
-                    standalone=True,
-                    clusterwide=not self.namespaces,
-                    namespaces=tuple(self.namespaces),
-                    ready_flag=self.ready,
-                    stop_flag=self.stopping,
-                )
-            )
-            self.failed = "" if self.stopping.is_set() else "watching ended"
-        except Exception as error:  # the process must not go on blind: liveness sees it
-            self.failed = f"watching failed: {error}"
-            log.exception("watching failed")
+        # not kopf.operator: it would wait without end for streams that do not stop after a failure
+        tasks = await kopf.spawn_tasks(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=not self.namespaces,
+            namespaces=tuple(self.namespaces),
+        )
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=END_S)
+        for ended in done:
+            ended.result()
 
     def _register(self, registry: kopf.OperatorRegistry) -> None:
         @kopf.on.login(registry=registry)

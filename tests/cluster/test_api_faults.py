@@ -122,7 +122,7 @@ def healthz(operator: scene.OperatorProcess) -> str:
 # -- R5: watches -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [Watches.GONE_EVENT, Watches.CUT, Watches.SILENT])
+@pytest.mark.parametrize("fault", [Watches.GONE_EVENT, Watches.GONE, Watches.CUT, Watches.SILENT])
 def test_what_happens_while_watches_fail_is_seen(
     api: Api, proxy: Proxy, operator: scene.OperatorProcess, fault: Watches
 ) -> None:
