@@ -241,6 +241,8 @@ class Design:
     """Simulated mean; None: watts are not known."""
     instances: int
     gpus: int
+    step_model: str
+    known_error: str
     figures: ClusterFigures
 
     def value(self, objective: str) -> float:
@@ -411,5 +413,7 @@ def _design(question: Question, family: Family, counts: Sequence[int], figures: 
         power_w=None if figures.power is None else figures.power.mean_w,
         instances=sum(pool.count for pool in scenario.pools),
         gpus=sum(pool.count * pool.gpus_per_instance for pool in scenario.pools),
+        step_model=", ".join(dict.fromkeys(pool.step_model for pool in cluster.pools)),
+        known_error="; ".join(dict.fromkeys(pool.known_error for pool in cluster.pools)),
         figures=figures,
     )

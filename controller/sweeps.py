@@ -96,6 +96,8 @@ class _Bench:
             "instances": sum(pool.count for pool in cluster.pools),
             "cost_usd_per_h": sum(known) if len(known) == len(prices) else None,
             "trace_sha256": trace.sha256,
+            "warm_up_s": trace.warm_up_s,
+            "step_model": ", ".join(dict.fromkeys(pool.step_model for pool in cluster.pools)),
         }
 
     def _trace(self, scenario: Scenario, catalogues: ClusterCatalogues, seed: int) -> TraceInUse:

@@ -40,6 +40,9 @@ TABLE_FIGURES = (
     "cost_usd_per_h",
     "cost_usd_per_million_tokens",
     "energy_j",
+    "step_model",
+    "warm_up_s",
+    "trace_sha256",
 )
 """Columns of the table after the axes and the seed."""
 

@@ -117,6 +117,7 @@ def capacity_answer(question: "Question", found: "Capacity", *, wall_s: float | 
         "trace_rps": number(question.rate_rps),
         "trace_sha256": question.trace.sha256,
         "seed": question.seed,
+        "warm_up_s": number(question.scenario.trace.warm_up_s),
         "step_model": {
             "kind": ", ".join(dict.fromkeys(pool.step_model for pool in cluster.pools)),
             "known_error": "; ".join(dict.fromkeys(pool.known_error for pool in cluster.pools)),

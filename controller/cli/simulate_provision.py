@@ -26,7 +26,7 @@ MISSED = 3
 @click.option(
     "--rate",
     "rate_rps",
-    type=FiniteRange(min=0, min_open=True),
+    type=FiniteRange(min=1e-9, max=1e9),
     required=True,
     help="Requests per second to serve.",
 )
@@ -147,6 +147,7 @@ def _design_answer(design: "Design") -> dict[str, Any]:
         "gpus": design.gpus,
         "cost_usd_per_h": number(design.cost_usd_per_h),
         "power_mean_w": number(design.power_w),
+        "step_model": {"kind": design.step_model, "known_error": design.known_error},
         "checks": [
             {"target": str(check.target), "value": number(check.value), "met": check.met}
             for check in figures.slo.checks
@@ -160,6 +161,8 @@ def provision_answer(
     """Write ``cluster-provision/1``."""
     from controller.cli.answers import ballast_version
     from controller.cli.simulate_answers import number
+    from simulator.metrics import definitions
+    from simulator.scenario import StepModelKind
 
     return {
         "schema": "cluster-provision/1",
@@ -174,6 +177,10 @@ def provision_answer(
         "trace": question.trace.name,
         "trace_sha256": question.trace.sha256,
         "seed": question.seed,
+        "warm_up_s": number(question.scenario.trace.warm_up_s),
+        "definitions": definitions(
+            tbt_per_output_token=question.scenario.step_model.kind is StepModelKind.SPLITWISE_COMPAT
+        ),
         **({} if wall_s is None else {"wall_s": round(wall_s, 3)}),
     }
 

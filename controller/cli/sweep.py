@@ -138,10 +138,24 @@ def sweep_answer(spec: "SweepSpec", result: "SweepResult", *, wall_s: float | No
         "out": str(spec.out),
         "runs": len(result.rows),
         "failed": result.failed,
+        "definitions": _definitions(result),
         "pareto": [rows[k] for k in result.front],
         "rows": rows,
         **({} if wall_s is None else {"ran": result.ran, "wall_s": round(wall_s, 3)}),
     }
+
+
+def _definitions(result: "SweepResult") -> dict[str, str]:
+    """Say what the figures mean; where some runs divide TBT by other tokens, both ways."""
+    from simulator.metrics import definitions
+    from simulator.scenario import StepModelKind
+
+    peer = StepModelKind.SPLITWISE_COMPAT.value
+    ways = {row.get("step_model") == peer for row in result.rows if row["error"] is None}
+    words = definitions(tbt_per_output_token=ways == {True})
+    if len(ways) > 1:
+        words["tbt_s"] += f"; {peer}: {definitions(tbt_per_output_token=True)['tbt_s']}"
+    return words
 
 
 def _print(spec: "SweepSpec", result: "SweepResult", whole: bool, wall_s: float | None) -> None:

@@ -163,6 +163,7 @@ def test_capacity_as_a_command(folder: Path) -> None:
     assert answer["interval_90"][0] <= answer["rate_rps"] <= answer["interval_90"][1]
     assert answer["limiting_target"] in {"ttft_p90", "tbt_p90"}
     assert answer["step_model"]["kind"] == "physics"
+    assert answer["warm_up_s"] == 0.0
     assert len(answer["trace_sha256"]) == 64
     missed = ballast("simulate", "capacity", "s.yaml", "--slo", "tbt_p50=0.0001", at=folder)
     assert missed.returncode == 3
@@ -179,6 +180,9 @@ def test_provision_as_a_command(folder: Path) -> None:
     assert all(check["met"] for check in answer["best"]["checks"])
     assert answer["best"] in answer["pareto"]
     assert answer["runs"] > 0
+    assert answer["best"]["step_model"]["kind"] == "physics"
+    assert (answer["warm_up_s"], len(answer["trace_sha256"])) == (0.0, 64)
+    assert {"ttft_s", "tbt_s"} <= answer["definitions"].keys()
     table = ballast(*words, at=folder).stdout
     assert max(map(len, table.splitlines())) <= 100
     nothing = ballast(*words, "--rate", "5000", at=folder)

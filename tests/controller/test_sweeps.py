@@ -141,6 +141,8 @@ def test_a_wrong_point_becomes_a_row_and_the_rest_runs(folder: Path) -> None:
     assert ran.returncode == 1
     answer = json.loads(ran.stdout)
     assert answer["failed"] == 2
+    assert "output tokens - 1" in answer["definitions"]["tbt_s"]
+    assert [answer["rows"][0][name] for name in ("step_model", "warm_up_s")] == ["physics", 0.0]
     assert ran.stderr.startswith(
         "ballast: 2 of 4 runs are wrong; the first: s.yaml:5: pools[0].gpu_type: unknown"
     )
