@@ -30,6 +30,15 @@ COLUMNS = (
     "seconds",
     "watts",
 )
+LARGEST = {
+    "gpus_per_replica": 1e5,
+    "new_tokens": 1e7,
+    "sequences": 1e7,
+    "kv_tokens": 1e12,
+    "seconds": 1e6,
+    "watts": 1e9,
+}
+"""What no measurement passes: it keeps sums finite and tables in memory."""
 PHASES = ("prefill", "decode", "kv-slope")
 SHIPPED = ("splitwise_tp8.csv",)
 
@@ -47,12 +56,13 @@ class _Draft:
 
 def _number(row: Mapping[str, str], key: str, place: Place, *, zero: bool = False) -> float:
     text = (row.get(key) or "").strip()
-    right = "a number of at least 0" if zero else "a number above 0"
+    largest = LARGEST[key]
+    right = f"a number {'of at least' if zero else 'above'} 0, at most {largest:g}"
     try:
         value = float(text)
     except ValueError:
         raise InputError(f"got {text!r}", where=Place(place.source, place.line, key), right=right) from None
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not math.isfinite(value) or not 0 <= value <= largest or (value == 0 and not zero):
         raise InputError(f"got {text!r}", where=Place(place.source, place.line, key), right=right)
     return value
 

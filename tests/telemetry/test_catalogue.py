@@ -419,6 +419,22 @@ def test_a_user_adds_and_replaces_profiles(tmp_path: Path) -> None:
             ":3: the same point twice",
         ),
         ("Llama-3.1-8B,L4,1,fp8,prefill,1,,,nan,\n", ":2: seconds: got 'nan'"),
+        (
+            "Llama-3.1-8B,L4,1,fp8,prefill,1,,,1e308,\n",
+            ":2: seconds: got '1e308'; a number above 0, at most 1e+06",
+        ),
+        (
+            "Llama-3.1-8B,L4,1,fp8,prefill,1,,,1,1e308\n",
+            ":2: watts: got '1e308'; a number above 0, at most 1e+09",
+        ),
+        (
+            "Llama-3.1-8B,L4,1,fp8,prefill,1e9,,,1,\n",
+            ":2: new_tokens: got '1e9'; a number above 0, at most 1e+07",
+        ),
+        (
+            "Llama-3.1-8B,L4,1,fp8,decode,,1,1e308,1,\n",
+            ":2: kv_tokens: got '1e308'; a number of at least 0, at most",
+        ),
     ],
 )
 def test_bad_profile_rows_get_one_clear_line(tmp_path: Path, body: str, message: str) -> None:
