@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -114,14 +115,16 @@ class BufferedStore:
                     migrated = True
                 self._write(batch)
                 if time.monotonic() >= prune_s and not last_try:
-                    self._asked_s = time.monotonic()
-                    self.store.prune(self.clock(), most_batches=PRUNED_BATCHES)
-                    prune_s = time.monotonic() + PRUNE_EVERY_S
+                    prune_s = self._prune()
             except Exception as error:  # noqa: BLE001 - whatever a database or a driver thinks of
                 self._lost = self.store.said(error)
-                self._asked_s = float("inf")
                 if last_try:
+                    self._asked_s = float("inf")
                     return
+                if time.monotonic() >= prune_s:
+                    with suppress(Exception):  # it may only be full
+                        prune_s = self._prune()
+                self._asked_s = float("inf")
                 migrated = False  # it may come back empty, or older
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing, timeout=wait_s)
@@ -130,6 +133,12 @@ class BufferedStore:
             self._asked_s = float("inf")
             self._lost = ""
             wait_s = self.first_wait_s
+
+    def _prune(self) -> float:
+        """Let go of what is old; returns when to do so again."""
+        self._asked_s = time.monotonic()
+        self.store.prune(self.clock(), most_batches=PRUNED_BATCHES)
+        return time.monotonic() + PRUNE_EVERY_S
 
     def _write(self, batch: Sequence[Entry]) -> None:
         """Write entries and let go of them; one that can never be written does not hold up the others."""

@@ -25,6 +25,8 @@ DRIVERS = {
 """Names that are taken, and what they stand for: secrets of others often hold the short ones."""
 WRITERS = 0x62616C6D
 """Advisory lock of who writes; any number that is ours."""
+MOST_MIB = 768
+"""Size of an SQLite file unless its URL says ``?most_mib=``; a pod is evicted above the chart's limit, 1 GiB."""
 BUSY_S = 10.0
 """How long SQLite waits for another process."""
 POSTGRESQL = {
@@ -57,6 +59,8 @@ def read_url(url: str) -> URL:
     known = DRIVERS.get(parsed.drivername)
     if known is None:
         raise InputError(f"database URL {shown}: {parsed.drivername} is not supported", right=EXAMPLES)
+    if known == "sqlite":
+        most_bytes(parsed)
     password = parsed.query.get("password")
     if isinstance(password, str):  # where it would be shown
         parsed = parsed.difference_update_query(["password"]).set(password=password)
@@ -69,6 +73,29 @@ def _without_secrets(url: str) -> str:
         return "…"
     where = rest.rpartition("@")[2] if "@" in rest else ""
     return f"{scheme}://…{where.partition('?')[0]}"
+
+
+def most_bytes(url: URL) -> int | None:
+    """Return how large a database may get; None if that is its own business.
+
+    Raises
+    ------
+    InputError
+        If the URL says it in other words than a whole number of MiB.
+    """
+    if url.get_backend_name() != "sqlite":
+        return None
+    text = url.query.get("most_mib", str(MOST_MIB))
+    if not (isinstance(text, str) and text.isascii() and text.isdecimal() and 1 <= int(text) <= 1_000_000):
+        raise InputError(f"database URL {url}: most_mib={text}", right="whole MiB, from 1 to 1000000")
+    return int(text) << 20
+
+
+def used_bytes(connection: Connection) -> int:
+    """Return how much of an SQLite file holds something."""
+    pages = ("page_count", "freelist_count", "page_size")
+    count, free, size = (int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0) for name in pages)
+    return (count - free) * size
 
 
 def make_engine(url: URL) -> Engine:
@@ -86,23 +113,28 @@ def make_engine(url: URL) -> Engine:
         in_memory = url.database in {None, "", ":memory:"}
         # a file is opened anew each time: one that was replaced or removed would be written on unseen
         pool = None if in_memory else NullPool
-        engine = create_engine(url, connect_args={"timeout": BUSY_S}, poolclass=pool)
+        file = url.difference_update_query(["most_mib"])
+        engine = create_engine(file, connect_args={"timeout": BUSY_S}, poolclass=pool)
     except (ImportError, NoSuchModuleError) as error:
         shown = _without_secrets(url.render_as_string())
         raise InputError(
             f"database URL {shown}: {error}", right="pip install kube-ballast[postgresql]"
         ) from None
-    event.listen(engine, "connect", _prepare_sqlite)
+    most = most_bytes(url)
+    event.listen(engine, "connect", lambda connection, _record: _prepare_sqlite(connection, most))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: Any, most: int | None) -> None:
     """Let readers and the writer not block each other; leave transactions to `_begin_sqlite`."""
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
+    if most is not None:
+        (page_bytes,) = cursor.execute("PRAGMA page_size").fetchone()
+        cursor.execute(f"PRAGMA max_page_count={most // page_bytes}")
     cursor.close()
 
 

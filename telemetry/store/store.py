@@ -7,7 +7,8 @@ try again.
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TextIO, cast
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from solver.domain.errors import InputError
-from telemetry.store.connections import make_engine, read_url, writing
+from telemetry.store.connections import make_engine, most_bytes, read_url, used_bytes, writing
 from telemetry.store.migrations.upgrade import upgrade
 from telemetry.store.schema import DECISION_ONCE, STEP_ONCE, Base, DecisionRow, StepRow, TrafficRow
 
@@ -39,6 +40,11 @@ __all__ = [
 ]
 
 PRUNED_AT_ONCE = 5000
+NEARLY_FULL = 0.8
+TRAFFIC: frozenset[type[Base]] = frozenset({TrafficRow})
+ACTS: frozenset[type[Base]] = frozenset({DecisionRow, StepRow})
+LESS = tuple((what, 0.5**k) for what in (TRAFFIC, TRAFFIC | ACTS) for k in range(1, 15))
+"""What is given up when a file is nearly full, and which share of its time is kept, step by step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +146,13 @@ def open_store(
             )
     if not levels or min(min(level.window_s, level.kept_s) for level in levels) < 1:
         raise InputError(f"levels {list(levels)}", right="at least one, of at least a second, kept for one")
-    return Store(engine=make_engine(read_url(url)), levels=tuple(levels), decisions_kept_s=decisions_kept_s)
+    parsed = read_url(url)
+    return Store(
+        engine=make_engine(parsed),
+        levels=tuple(levels),
+        decisions_kept_s=decisions_kept_s,
+        most_bytes=most_bytes(parsed),
+    )
 
 
 def is_fault_of_entry(error: Exception) -> bool:
@@ -157,6 +169,8 @@ class Store:
     engine: Engine
     levels: tuple[Level, ...] = LEVELS
     decisions_kept_s: int = DECISIONS_KEPT_S
+    most_bytes: int | None = None
+    """How large an SQLite file may get."""
 
     def said(self, error: Exception) -> str:
         """Return what a database said in one line that holds no password."""
@@ -281,31 +295,50 @@ class Store:
             )
 
     def prune(self, now_s: float, *, most_batches: int | None = None) -> int:
-        """Delete what is older than it is kept, in small transactions; returns how many rows went."""
-        old: list[tuple[type[Base], InstrumentedAttribute[Any], ColumnElement[bool]]] = [
-            (
-                TrafficRow,
-                TrafficRow.start_s,
-                (TrafficRow.level_s == level.window_s) & (TrafficRow.start_s < now_s - level.kept_s),
-            )
-            for level in self.levels
-        ]
-        until_s = now_s - self.decisions_kept_s
-        old += [(DecisionRow, DecisionRow.t_s, DecisionRow.t_s < until_s)]
-        old += [(StepRow, StepRow.t_s, StepRow.t_s < until_s)]
-        gone, batches = 0, 0
-        for table, age, which in old:
-            while most_batches is None or batches < most_batches:
-                with writing(self.engine) as connection:
-                    last = connection.scalars(
-                        select(age).where(which).order_by(age).limit(PRUNED_AT_ONCE)
-                    ).all()
-                    if last:
-                        gone += connection.execute(delete(table).where(which, age <= last[-1])).rowcount
-                batches += 1
-                if len(last) < PRUNED_AT_ONCE:
-                    break
+        """Delete what is older than it is kept, in small transactions; returns how many rows went.
+
+        An SQLite file that is nearly as large as it may get keeps less: first of traffic, then of all.
+        """
+        left = sys.maxsize if most_batches is None else most_batches
+        gone = 0
+        for what, share in ((TRAFFIC | ACTS, 1.0), *LESS):
+            if share < 1 and not self._nearly_full():
+                break
+            for table, age, which in self._old(now_s, share):
+                while table in what and left > 0:
+                    rows = self._delete_some(table, age, which)
+                    gone += rows
+                    left -= 1
+                    if rows < PRUNED_AT_ONCE:
+                        break
         return gone
+
+    def _old(
+        self, now_s: float, share: float
+    ) -> Iterator[tuple[type[Base], InstrumentedAttribute[Any], ColumnElement[bool]]]:
+        """Say what is too old, if that share of the time is kept."""
+        for level in self.levels:
+            too_old = TrafficRow.start_s < now_s - level.kept_s * share
+            yield TrafficRow, TrafficRow.start_s, (TrafficRow.level_s == level.window_s) & too_old
+        until_s = now_s - self.decisions_kept_s * share
+        yield DecisionRow, DecisionRow.t_s, DecisionRow.t_s < until_s
+        yield StepRow, StepRow.t_s, StepRow.t_s < until_s
+
+    def _delete_some(
+        self, table: type[Base], age: InstrumentedAttribute[Any], which: ColumnElement[bool]
+    ) -> int:
+        """Delete the oldest, and those that are as old as the last of them."""
+        with writing(self.engine) as connection:
+            ages = connection.scalars(select(age).where(which).order_by(age).limit(PRUNED_AT_ONCE)).all()
+            if not ages:
+                return 0
+            return connection.execute(delete(table).where(which, age <= ages[-1])).rowcount
+
+    def _nearly_full(self) -> bool:
+        if self.most_bytes is None:
+            return False
+        with self.engine.connect() as connection:
+            return used_bytes(connection) > NEARLY_FULL * self.most_bytes
 
     def close(self) -> None:
         """Give up all connections."""

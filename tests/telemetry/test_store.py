@@ -241,6 +241,12 @@ def test_short_names_of_postgresql_are_understood(url: str) -> None:
     assert "secret" not in str(opened.engine.url)
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "x", "²", "9999999999", "1&most_mib=2"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(InputError, match="whole MiB"):
+        open_store(f"sqlite:////data/history.db?most_mib={size}")
+
+
 def test_levels_must_fit_into_each_other() -> None:
     for bad in ((60, 90), (60, 10), (60, 60), (), (0,)):
         levels = [Level(window_s=window_s, kept_s=100) for window_s in bad]

@@ -266,6 +266,47 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
     assert len(store.decisions("a/b", most=1000)) == 401
 
 
+def test_a_file_stays_within_its_size_and_keeps_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.store.buffered.PRUNE_EVERY_S", 0.05)
+    file = tmp_path / "history.db"
+    store = open_store(f"sqlite:///{file}?most_mib=1")
+    store.migrate()
+    now_s = [0.0]
+    buffered = BufferedStore(store, clock=lambda: now_s[0], first_wait_s=0.05, most_wait_s=0.1)
+    buffered.start()
+    for _ in range(20):  # 16,000 samples, about 2 MiB
+        buffered.put(decision(f"d{now_s[0]}", now_s[0]))
+        for _ in range(80):
+            now_s[0] += 15
+            for number in range(10):
+                buffered.put(sample(now_s[0], 1.0, f"a/{number}"))
+        assert eventually(lambda: not buffered.waiting)
+        assert file.stat().st_size <= 1 << 20
+    assert buffered.close(60)
+    assert (buffered.dropped, buffered.refused) == (0, 0)
+    assert len(store.decisions("a/b", most=100)) == 20
+    kept = store.traffic_windows(window_s=10)
+    assert kept[-1].t_s == now_s[0]
+    assert kept[0].t_s > 0
+    assert sum(w.samples for w in store.traffic_windows(window_s=3600)) == 16_000
+
+
+def test_a_full_file_gives_up_decisions_last(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/history.db?most_mib=1")
+    store.migrate()
+    apart_s = 86_400.0 / 10
+    for first in range(0, 3900, 300):
+        several = (decision(f"d{k}", k * apart_s) for k in range(first, first + 300))
+        store.write([replace(one, reasons=("why" * 35,)) for one in several])
+    now_s = 3900 * apart_s
+    store.write([sample(now_s - k) for k in range(100)])
+    assert store.prune(now_s) > 0
+    left = store.decisions("a/b", most=10_000)
+    assert len(left) == 2000  # half of the time that they are kept
+    assert (left[0].digest, left[-1].digest) == ("d3899", "d1900")
+    assert store.prune(now_s) == 0
+
+
 def test_a_file_that_cannot_be_written_is_waited_for(tmp_path: Path) -> None:
     file = tmp_path / "history.db"
     store = open_store(f"sqlite:///{file}")
