@@ -128,19 +128,22 @@ def find_service(snapshot: Snapshot, namespace: str, kind: str, name: str) -> Ke
         plan = world.get(PLANS.kind, (namespace, name))
         if plan is None:
             raise InputError(
-                f"there is no Plan {name} in namespace {namespace}", right=_known(snapshot, PLANS.kind)
+                f"there is no Plan {name} in namespace {namespace}",
+                right=_known(snapshot, namespace, PLANS.kind),
             )
         name = str((plan["spec"].get("modelServiceRef") or {}).get("name") or name)
     if world.get(MODEL_SERVICES.kind, (namespace, name)) is None:
         raise InputError(
             f"there is no ModelService {name} in namespace {namespace}",
-            right=_known(snapshot, MODEL_SERVICES.kind),
+            right=_known(snapshot, namespace, MODEL_SERVICES.kind),
         )
     return namespace, name
 
 
-def _known(snapshot: Snapshot, kind: str) -> str:
-    names = sorted(f"{space}/{name}" for space, name in snapshot.world.all(kind))
+def _known(snapshot: Snapshot, namespace: str, kind: str) -> str:
+    """Name some that are there, those of the namespace first."""
+    keys = sorted(snapshot.world.all(kind), key=lambda key: (key[0] != namespace, key))
+    names = [f"{space}/{name}" for space, name in keys]
     if not names:
         return f"there is no {kind} anywhere that we may look"
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
