@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from controller.operator.api import (
     LEASES,
     MODEL_SERVICES,
 )
+from controller.operator.permissions import PERMISSIONS, Scope
 from tests.cluster import scene
 from tests.cluster.binaries import control_plane_binaries
 from tests.cluster.conftest import found
@@ -56,42 +57,10 @@ APPLY: dict[str, Any] = {
     "force": True,
     "_content_type": "application/apply-patch+yaml",
 }
-READ = ("get", "list", "watch")
-INSIDE = {  # group, resource: what the controller may do with it in a namespace
-    ("ballast.dev", "modelservices"): (*READ, "create", "patch"),
-    ("ballast.dev", "modelservices/status"): ("get", "patch"),
-    ("ballast.dev", "plans"): (*READ, "create", "patch", "delete"),
-    ("ballast.dev", "plans/status"): ("get", "patch"),
-    ("apps", "deployments"): (*READ, "patch"),
-    ("apps", "statefulsets"): (*READ, "patch"),
-    ("leaderworkerset.x-k8s.io", "leaderworkersets"): (*READ, "patch"),
-    ("leaderworkerset.x-k8s.io", "leaderworkersets/scale"): ("get", "patch"),
-    ("", "pods"): READ,
-    ("", "configmaps"): ("get",),
-    ("events.k8s.io", "events"): ("create", "patch"),
-    ("autoscaling", "horizontalpodautoscalers"): READ,
-    ("keda.sh", "scaledobjects"): READ,
-    ("gateway.networking.k8s.io", "httproutes"): (*READ, "patch"),
-    ("resource.k8s.io", "resourceclaims"): READ,
-}
-OUTSIDE = {  # of the cluster itself
-    ("", "nodes"): READ,
-    ("ballast.dev", "gpuprofiles"): READ,
-    ("ballast.dev", "gpuprofiles/status"): ("get", "patch"),
-    ("resource.k8s.io", "resourceslices"): READ,
-    ("apiextensions.k8s.io", "customresourcedefinitions"): READ,
-}
-EVERYBODY = {  # what the API server grants every user
+EVERYBODY: dict[tuple[str, str], tuple[str, ...]] = {  # what the API server grants every user
     ("authorization.k8s.io", "selfsubjectaccessreviews"): ("create",),
     ("authorization.k8s.io", "selfsubjectrulesreviews"): ("create",),
     ("authentication.k8s.io", "selfsubjectreviews"): ("create",),
-}
-LEADER = {
-    ("coordination.k8s.io", "leases"): ("create",),
-    ("coordination.k8s.io", f"leases/{LEASE}"): ("get", "update", "patch"),
-    ("ballast.dev", "leaderships"): ("create",),
-    ("ballast.dev", f"leaderships/{LEASE}"): ("get", "patch"),
-    ("events.k8s.io", "events"): ("create", "patch"),
 }
 Rights = dict[tuple[str, str], set[str]]
 
@@ -278,12 +247,13 @@ def rights(kubeconfig: Path, namespace: str) -> Rights:
     return may
 
 
-def wanted(*parts: Mapping[tuple[str, str], tuple[str, ...]]) -> Rights:
-    joined: Rights = {}
-    every: list[Mapping[tuple[str, str], tuple[str, ...]]] = [EVERYBODY, *parts]
-    for part in every:
-        for key, verbs in part.items():
-            joined.setdefault(key, set()).update(verbs)
+def needed(*scopes: Scope) -> Rights:
+    """Return what the controller's code says that it needs."""
+    joined: Rights = {key: set(verbs) for key, verbs in EVERYBODY.items()}
+    for right in PERMISSIONS:
+        if right.scope in scopes:
+            parts = (right.resource, right.subresource, right.name)
+            joined.setdefault((right.group, "/".join(filter(None, parts))), set()).update(right.verbs)
     return joined
 
 
@@ -296,8 +266,8 @@ def may(kubeconfig: Path, verb: str, resource: str, group: str = "", namespace: 
 
 def test_the_controller_may_do_exactly_what_it_needs(release: Release) -> None:
     token = release.kubeconfig(release.pods()[0])
-    assert rights(token, "chat") == wanted(INSIDE, OUTSIDE)
-    assert rights(token, release.namespace) == wanted(INSIDE, OUTSIDE, LEADER)
+    assert rights(token, "chat") == needed(Scope.WATCHED, Scope.CLUSTER)
+    assert rights(token, release.namespace) == needed(Scope.WATCHED, Scope.CLUSTER, Scope.OWN)
     assert may(token, "patch", "deployments", "apps")
     assert may(token, "list", "nodes")
     for verb, resource, group in (
@@ -319,9 +289,11 @@ def test_in_namespace_mode_it_may_do_nothing_elsewhere(release: Release) -> None
     small.install({"watchNamespaces": ["chat"], "crds": {"install": False}})
     try:
         token = small.kubeconfig(small.pods()[0])
-        assert rights(token, "chat") == wanted(INSIDE, OUTSIDE)
-        assert rights(token, "code") == wanted(OUTSIDE)
-        assert rights(token, "small") == wanted(OUTSIDE, LEADER)
+        assert rights(token, "chat") == needed(Scope.WATCHED, Scope.CLUSTER)
+        assert rights(token, "code") == needed(Scope.CLUSTER)
+        own = rights(token, "small")
+        assert own.pop(("events.k8s.io", "events")) == {"create"}  # about its own pods
+        assert own == needed(Scope.CLUSTER, Scope.OWN)
         assert not may(token, "list", "pods")
     finally:
         small.uninstall()
