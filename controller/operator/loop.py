@@ -44,7 +44,7 @@ from controller.resources.kinds import API_VERSION
 from controller.resources.model_service import Mode
 from controller.resources.plan import Action, Phase
 from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
-from solver.services.settle import Standing, settle
+from solver.services.settle import Standing, added, restated, settle
 from solver.services.steps import plan_steps
 
 log = structlog.get_logger(__name__)
@@ -345,6 +345,11 @@ class Loop:
             min_interval_s=spec.change.min_interval_seconds,
         )
         rollout = None
+        if verdict.add_only and old is not None and not decision.together_with:
+            more = added(state, decision.replicas, old)
+            way = plan_steps(state, more, free)
+            if not way.refused:  # else GPUs are short, and the better mix is the only way
+                decision, rollout = restated(state, decision, more), way
         if not verdict.replace:
             waiting = (
                 status is not None and status.phase is Phase.PROPOSED and plan is not None and old is not None
@@ -363,7 +368,7 @@ class Loop:
             rollout = plan_steps(state, old, free)
             if rollout.refused:
                 return rollout.refused
-            decision = replace(decision, replicas=old)
+            decision = restated(state, decision, old)
         if rollout is None:
             rollout = plan_steps(state, decision.replicas or (), free)
         if rollout.refused:

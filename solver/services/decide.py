@@ -15,7 +15,7 @@ from solver.check import check_gpu_mix
 from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState, Stance
 from solver.domain.deadline import Clock, Deadline
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
-from solver.gpu_mix.prepare import serve_model
+from solver.gpu_mix.prepare import ServedModel, serve_model
 from solver.gpu_mix.routing import route
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from solver.services.problem import alone, together
@@ -212,7 +212,25 @@ def _described(
 
 def serves(service: ServiceState, replicas: Sequence[int], *, headroom_ratio: float = 0.0) -> bool:
     """Whether so many replicas carry the traffic of the service, with so much room to spare."""
+    routing = route(_served(service, headroom_ratio), replicas)
+    return routing is not None and routing.fits
+
+
+def routing_of(service: ServiceState, replicas: Sequence[int]) -> tuple[tuple[int, int, float], ...]:
+    """Return who serves what with so many replicas: bucket, variant, share; nothing if they cannot serve all."""
+    model = _served(service, service.headroom_ratio)
+    routing = route(model, replicas)
+    if routing is None:
+        return ()
+    return tuple(
+        (int(bucket), variant, float(share))
+        for bucket, shares in zip(model.bucket_index, routing.shares, strict=True)
+        for variant, share in enumerate(shares)
+        if share > 0
+    )
+
+
+def _served(service: ServiceState, headroom_ratio: float) -> ServedModel:
     problem = alone(service)
     model = replace(problem.models[0], headroom_ratio=headroom_ratio, survive=0)
-    routing = route(serve_model(replace(problem, models=(model,)), 0), replicas)
-    return routing is not None and routing.fits
+    return serve_model(replace(problem, models=(model,)), 0)

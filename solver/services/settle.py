@@ -1,15 +1,16 @@
 """Whether a new decision should replace the plan that stands: need at once, savings only now and then.
 
 It exists so that replicas do not swing with every sample. More capacity for more traffic, fewer GPUs than are held and
-a changed wish never wait; a saving waits for its interval, for a whole window of fresh samples, and must be one.
+a changed wish never wait; a saving waits for its interval, for a whole window of fresh samples, and must be one. Within
+the interval after a change more traffic only adds replicas: what was just started is not stopped for a better mix.
 Sources: platform reference R16; WVA issues 380 and 508, Karpenter issue 2388 (like for like replaced).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from solver.domain.cluster import ServiceState
-from solver.services.decide import serves
+from solver.domain.cluster import ServiceDecision, ServiceState
+from solver.services.decide import routing_of, serves
 
 LEAST_SAVING_RATIO = 1e-6
 
@@ -34,6 +35,8 @@ class Verdict:
 
     replace: bool
     why: str
+    add_only: bool = False
+    """It is too early to take anything away: go to `added` rather than to what was decided, if that fits."""
 
 
 def change_usd(service: ServiceState, replicas: Sequence[int]) -> float:
@@ -90,8 +93,10 @@ def settle(
     if outside:
         return Verdict(replace=True, why=f"the bounds of {', '.join(outside)} changed")
     if not serves(service, old, headroom_ratio=service.headroom_ratio * (1.0 - slack_ratio)):
-        return Verdict(replace=True, why="the planned replicas would not carry the traffic")
-    if not settled and any(new < was for new, was in zip(decided, old, strict=True)):
+        early = standing.since_s < min_interval_s
+        why = "the planned replicas would not carry the traffic"
+        return Verdict(replace=True, why=why, add_only=early and _takes(decided, old))
+    if not settled and _takes(decided, old):
         return Verdict(replace=False, why="less traffic is believed after a whole window of samples")
     saving = (
         cost_usd_per_h(service, old)
@@ -107,3 +112,43 @@ def settle(
             why=f"a saving of {saving:.2f} US$/h waits for {min_interval_s:g} s between changes",
         )
     return Verdict(replace=True, why=f"saves {saving:.2f} US$/h, changes counted")
+
+
+def _takes(decided: Sequence[int], old: Sequence[int]) -> bool:
+    return any(new < was for new, was in zip(decided, old, strict=True))
+
+
+def added(service: ServiceState, decided: Sequence[int], old: Sequence[int]) -> tuple[int, ...]:
+    """Add of the decided replicas to the old ones what the traffic needs, dear ones no more than must be."""
+    counts = [max(new, was) for new, was in zip(decided, old, strict=True)]
+    if service.survive:
+        return tuple(counts)  # with less, losses might not be survived
+    dear_first = sorted(range(len(counts)), key=lambda v: -service.variants[v].price_usd_per_h)
+    for variant in dear_first:
+        fewest, enough = old[variant], counts[variant]
+        while fewest < enough:
+            middle = (fewest + enough) // 2
+            less = [*counts[:variant], middle, *counts[variant + 1 :]]
+            if serves(service, less, headroom_ratio=service.headroom_ratio):
+                enough = middle
+            else:
+                fewest = middle + 1
+        counts[variant] = enough
+    return tuple(counts)
+
+
+def restated(service: ServiceState, decision: ServiceDecision, replicas: Sequence[int]) -> ServiceDecision:
+    """Return a decision with other replicas: what they cost, how much less another plan could, who serves what."""
+    cost = cost_usd_per_h(service, replicas)
+    bound = decision.lower_bound_usd_per_h
+    if bound is not None and decision.replicas is not None:
+        least = bound + change_usd(service, decision.replicas)  # of cost and change together
+        bound = max(0.0, cost - max(0.0, cost + change_usd(service, replicas) - least))
+    return replace(
+        decision,
+        replicas=tuple(replicas),
+        cost_usd_per_h=cost,
+        lower_bound_usd_per_h=bound,
+        gap_ratio=None if bound is None else (cost - bound) / max(abs(cost), 1e-9),
+        routing=routing_of(service, replicas),
+    )
