@@ -10,7 +10,8 @@ trace is searched in the same way, and the interval is Student's around the answ
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,12 @@ import numpy as np
 from controller.cluster_fleet import ClusterCatalogues, catalogues_for, resolve
 from controller.planning import spawned
 from controller.simulation import TraceInUse, judge, read_requests, run_cluster
+from controller.time_limit import TimeLimitError, within
 from simulator.fleet import Role
 from simulator.metrics import ClusterFigures
 from simulator.record import Saturation
 from simulator.scenario import Scenario, ScenarioPool
-from simulator.search import Verdict, interval_90, largest_rate, pareto, smallest_splits
+from simulator.search import LargestRate, Verdict, interval_90, largest_rate, pareto, smallest_splits
 from solver.domain.errors import InputError
 from solver.domain.slo import Slo
 from solver.domain.trace import Requests, concatenate
@@ -82,6 +84,8 @@ class Capacity:
     interval_90: tuple[float, float] | None
     replicates: tuple[float, ...]
     runs: int
+    complete: bool
+    """False: the time limit was reached; larger rates may be met, and the interval rests on fewer traces."""
     figures: ClusterFigures | None
     """At the largest rate."""
 
@@ -120,30 +124,44 @@ def capacity_of(
     tolerance_ratio: float = 0.01,
     replicates: int = 8,
     workers: int | None = None,
+    time_limit_s: float | None = None,
+    began_s: float | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Capacity:
     """Find the largest rate, and how much it varies over traces of the same kind."""
     base_rps = question.rate_rps
+    began_s = time.monotonic() if began_s is None else began_s
     say = on_step or (lambda _note: None)
+
+    tried: dict[float, Verdict] = {}
 
     def at(rate_rps: float) -> Verdict:
         say(f"{rate_rps:.3g} requests/s")
-        return question.verdict(question.trace.faster(rate_rps / base_rps))
+        tried[rate_rps] = question.verdict(question.trace.faster(rate_rps / base_rps))
+        return tried[rate_rps]
 
-    found = largest_rate(
-        at,
-        start=base_rps,
-        tolerance_ratio=tolerance_ratio,
-        smallest=base_rps / LARGEST_FACTOR,
-        largest=base_rps * LARGEST_FACTOR,
-    )
     rates: list[float] = []
-    if found.rate > 0.0 and replicates > 0:
-        tasks = [(question, found.rate, number) for number in range(replicates)]
-        with spawned(workers, tasks=len(tasks)) as executor:
-            for rate in _mapped(executor, _replicate, tasks):
-                rates.append(rate)
-                say(f"resampled trace {len(rates)} of {replicates}")
+    complete = False
+    found = None
+    try:
+        with within(time_limit_s, began_s=began_s):
+            found = largest_rate(
+                at,
+                start=base_rps,
+                tolerance_ratio=tolerance_ratio,
+                smallest=base_rps / LARGEST_FACTOR,
+                largest=base_rps * LARGEST_FACTOR,
+            )
+            if found.rate > 0.0 and replicates > 0:
+                tasks = [(question, found.rate, number) for number in range(replicates)]
+                with spawned(workers, tasks=len(tasks)) as executor:
+                    for rate in _mapped(executor, _replicate, tasks):
+                        rates.append(rate)
+                        say(f"resampled trace {len(rates)} of {replicates}")
+            complete = True
+    except TimeLimitError:
+        if found is None:
+            found = _so_far(tried)
     figures = None
     if found.rate > 0.0:
         figures, _ = question.figures(question.trace.faster(found.rate / base_rps))
@@ -154,8 +172,17 @@ def capacity_of(
         interval_90=interval_90(found.rate, rates),
         replicates=tuple(rates),
         runs=found.runs,
+        complete=complete,
         figures=figures,
     )
+
+
+def _so_far(tried: Mapping[float, Verdict]) -> LargestRate:
+    """Say what a search that was broken off had found."""
+    met = max((rate for rate, verdict in tried.items() if verdict.met), default=0.0)
+    missed = min((rate for rate, verdict in tried.items() if not verdict.met), default=None)
+    limiting = None if missed is None else tried[missed].limiting
+    return LargestRate(rate=met, first_missed=missed, limiting=limiting, runs=len(tried))
 
 
 def _replicate(task: tuple[Question, float, int]) -> float:
@@ -264,6 +291,8 @@ class Provision:
     best: int | None
     """By the objective; None: nothing tried meets the SLO."""
     runs: int
+    complete: bool
+    """False: the time limit was reached before all families were tried."""
 
 
 def families_of(
@@ -318,20 +347,31 @@ def provision(
     objective: str,
     largest_count: int,
     workers: int | None = None,
+    time_limit_s: float | None = None,
+    began_s: float | None = None,
     on_family: Callable[[str], None] | None = None,
 ) -> Provision:
     """Find the smallest fleets of all families that serve ``rate_rps`` within the SLO."""
+    began_s = time.monotonic() if began_s is None else began_s
     trace = question.trace.faster(rate_rps / question.rate_rps)
     asked = replace(question, trace=trace)
     tasks = [(asked, family, largest_count) for family in families]
     designs: list[Design] = []
     runs = 0
-    with spawned(workers, tasks=len(tasks)) as executor:
-        for family, (found, tried) in zip(families, _mapped(executor, _smallest, tasks), strict=True):
-            designs += found
-            runs += tried
-            if on_family is not None:
-                on_family(family.name)
+    complete = False
+    try:
+        with (
+            within(time_limit_s, began_s=began_s),
+            spawned(workers, tasks=len(tasks)) as executor,
+        ):
+            for family, (found, tried) in zip(families, _mapped(executor, _smallest, tasks), strict=True):
+                designs += found
+                runs += tried
+                if on_family is not None:
+                    on_family(family.name)
+            complete = True
+    except TimeLimitError:
+        pass
     if objective == "cost" and designs and all(design.cost_usd_per_h is None for design in designs):
         raise InputError(
             "no price of these GPU types is known",
@@ -343,7 +383,11 @@ def provision(
         key=lambda k: (designs[k].value(objective), *map(designs[k].value, OBJECTIVES), k),
     )
     return Provision(
-        designs=tuple(designs), front=tuple(front), best=order[0] if designs else None, runs=runs
+        designs=tuple(designs),
+        front=tuple(front),
+        best=order[0] if designs else None,
+        runs=runs,
+        complete=complete,
     )
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import click
 
-from controller.cli.options import common_options, output_option
+from controller.cli.options import common_options, no_timings_option, output_option
 
 SCHEMA = "comparison/1"
 LONGEST_SHOWN = 40
 """Digits of a wrong number that an error shows."""
+TIMINGS = ("wall_s", "engine_s", "solve_s", "simulated_requests_per_wall_s")
+"""Figures that time the run itself."""
 _NOT_COMPARED = ("schema", "version")
 
 
@@ -23,8 +25,8 @@ _NOT_COMPARED = ("schema", "version")
 @click.argument("first", metavar="RUN", type=click.Path(dir_okay=False))
 @click.argument("second", metavar="RUN", type=click.Path(dir_okay=False))
 @click.option("--all", "show_all", is_flag=True, help="Show figures that are equal, too.")
-@common_options(output_option)
-def compare(first: str, second: str, show_all: bool, output: str) -> None:
+@common_options(output_option, no_timings_option)
+def compare(first: str, second: str, show_all: bool, output: str, no_timings: bool) -> None:
     """Put two answers (JSON of the same schema) side by side.
 
     The ratio is second / first.
@@ -53,7 +55,7 @@ def compare(first: str, second: str, show_all: bool, output: str) -> None:
             "ratio": _ratio(one.get(name), other.get(name)),
         }
         for name in dict.fromkeys((*one, *other))
-        if show_all or one.get(name) != other.get(name)
+        if (show_all or one.get(name) != other.get(name)) and not (no_timings and name in TIMINGS)
     ]
     if output != "table":
         print_structured(

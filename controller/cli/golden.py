@@ -4,29 +4,39 @@ from typing import Any
 
 import click
 
-from controller.cli.options import common_options, no_timings_option, output_option
+from controller.cli.options import (
+    common_options,
+    no_timings_option,
+    output_option,
+    run_limit_option,
+    workers_option,
+)
 
 MISMATCH = 3
 
 
 @click.command("golden")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
-@common_options(output_option, no_timings_option)
+@common_options(output_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
-def golden(ctx: click.Context, folder: str, output: str, no_timings: bool) -> None:
+def golden(ctx: click.Context, /, folder: str, output: str, no_timings: bool, **given: Any) -> None:
     """Compare with recorded runs of another simulator.
 
     DIR holds one JSON file per run, its trace and the times of every request. Every request must agree to 1e-9 s and
-    every recorded counter exactly; if not, the exit code is 3.
+    every recorded counter exactly; if not, the exit code is 3. One process runs them all, whatever --workers says.
 
     Example: ballast simulate golden golden/ -o json
     """
     from controller.cli.answers import ballast_version
     from controller.cli.output import announce_compilation, print_structured, progress
     from controller.golden import check_golden
+    from controller.time_limit import within
 
     announce_compilation()
-    with progress("simulating", None) as advance:
+    with (
+        within(given["run_limit_s"], began_s=ctx.find_root().obj),
+        progress("simulating", None) as advance,
+    ):
         results = check_golden(folder, on_run=lambda name: advance(note=name))
     met = all(result.agreement.met for result in results)
     if output == "table":

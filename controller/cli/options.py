@@ -97,6 +97,14 @@ time_limit_option = click.option(
     envvar="BALLAST_TIME_LIMIT",
     help="Seconds after which the best answer so far is given.",
 )
+run_limit_option = click.option(
+    "--time-limit",
+    "run_limit_s",
+    type=FiniteRange(min=0, min_open=True),
+    default=None,
+    envvar="BALLAST_TIME_LIMIT",
+    help="Seconds after which the run is given up (exit code 4).  [default: none]",
+)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -14,6 +14,7 @@ import click
 
 from controller.cli.answers import ballast_version
 from controller.cli.lazy import LazyGroup
+from controller.time_limit import TimeLimitError
 from solver.domain.errors import InputError
 
 COMMANDS = {
@@ -85,6 +86,10 @@ def main(args: list[str] | None = None) -> NoReturn:
         ours = sys.stdout
         result = ballast.main(args=args, prog_name=_called(), standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk still gets its line
+    except click.exceptions.NoArgsIsHelpError as error:
+        ctx = error.ctx
+        names = ", ".join(ctx.command.list_commands(ctx)) if isinstance(ctx.command, click.Group) else ""
+        _fail(f"a command is missing; one of {names} (see '{ctx.command_path} --help')", 2)
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
         _fail(f"{error.format_message()}{hint}".replace("\n", " "), 2)
@@ -92,6 +97,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         _fail(error.format_message().replace("\n", " "), 1)
     except InputError as error:
         _fail(str(error), 1)
+    except TimeLimitError as error:
+        _fail(str(error), 4)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away: not our failure

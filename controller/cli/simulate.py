@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controller.cli.lazy import LazyGroup
-from controller.cli.options import common_options, no_timings_option, output_option, seed_option
+from controller.cli.options import (
+    common_options,
+    no_timings_option,
+    output_option,
+    run_limit_option,
+    seed_option,
+    workers_option,
+)
 from controller.cli.trace import FORMATS
 
 if TYPE_CHECKING:
@@ -58,13 +65,13 @@ def simulate() -> None:
     help="TOML file with more GPU types, models or prices.",
 )
 @click.option("--stop-when-overloaded", is_flag=True, help="Break off once the backlog grows without end.")
-@common_options(output_option, seed_option, no_timings_option)
+@common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def cluster(ctx: click.Context, /, **given: Any) -> None:
     """Serve a trace with the fleet of SCENARIO, request by request.
 
     SCENARIO is a scenario/1 file in YAML or JSON ('-' reads standard input); docs/simulation.md describes it. The
-    exit code is 3 when the scenario's SLO is missed.
+    exit code is 3 when the scenario's SLO is missed. One run takes one process, whatever --workers says.
 
     Example: ballast simulate cluster examples/chat-split.yaml --report out.html
     """
@@ -72,11 +79,15 @@ def cluster(ctx: click.Context, /, **given: Any) -> None:
 
     from controller.cli.output import announce_compilation, print_structured, progress
     from controller.simulation import simulate_scenario
+    from controller.time_limit import within
     from simulator.scenario_file import read_scenario
 
     scenario = read_scenario(given["scenario"])
     announce_compilation()
-    with progress(f"simulating {scenario.name}", None) as advance:
+    with (
+        within(given["run_limit_s"], began_s=ctx.find_root().obj),
+        progress(f"simulating {scenario.name}", None) as advance,
+    ):
         run = simulate_scenario(
             scenario,
             trace_file=given["trace"],

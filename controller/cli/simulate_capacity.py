@@ -11,6 +11,7 @@ from controller.cli.options import (
     common_options,
     no_timings_option,
     output_option,
+    run_limit_option,
     seed_option,
     workers_option,
 )
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from controller.capacity import Capacity, Question
 
 MISSED = 3
+TIMED_OUT = 4
 
 
 @click.command("capacity")
@@ -47,7 +49,7 @@ MISSED = 3
     type=click.Path(dir_okay=False),
     help="TOML file with more GPU types, models or prices.",
 )
-@common_options(output_option, seed_option, workers_option, no_timings_option)
+@common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def capacity(ctx: click.Context, /, **given: Any) -> None:
     """Find the largest rate that the fleet of SCENARIO serves within the SLO.
@@ -80,6 +82,8 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
             tolerance_ratio=given["tolerance_ratio"],
             replicates=given["replicates"],
             workers=given["workers"],
+            time_limit_s=given["run_limit_s"],
+            began_s=ctx.find_root().obj,
             on_step=lambda note: advance(note=note),
         )
     wall_s = None if given["no_timings"] else time.monotonic() - began_s
@@ -88,7 +92,7 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
     else:
         print_structured(capacity_answer(question, found, wall_s=wall_s), given["output"])
     sys.stdout.flush()
-    ctx.exit(0 if found.rate_rps > 0.0 else MISSED)
+    ctx.exit(TIMED_OUT if not found.complete else 0 if found.rate_rps > 0.0 else MISSED)
 
 
 def capacity_answer(question: "Question", found: "Capacity", *, wall_s: float | None) -> dict[str, Any]:
@@ -106,6 +110,7 @@ def capacity_answer(question: "Question", found: "Capacity", *, wall_s: float | 
         "version": ballast_version(),
         "scenario": question.scenario.name,
         "slo": str(question.scenario.slo),
+        "status": _status(found),
         "rate_rps": number(found.rate_rps),
         "interval_90": None if interval is None else [number(interval[0]), number(interval[1])],
         "limiting_target": found.limiting_target,
@@ -127,12 +132,22 @@ def capacity_answer(question: "Question", found: "Capacity", *, wall_s: float | 
     }
 
 
+def _status(found: "Capacity") -> str:
+    if found.complete:
+        return "optimal" if found.rate_rps > 0.0 else "infeasible"
+    return "feasible" if found.rate_rps > 0.0 else "timed-out"
+
+
 def _print(question: "Question", found: "Capacity", wall_s: float | None) -> None:
     from controller.cli.output import print_table
 
     took = "" if wall_s is None else f" in {wall_s:.1f} s"
     click.echo(f"{question.scenario.name}: {found.runs} runs{took}")
     click.echo(f"SLO: {str(question.scenario.slo).replace(',', ', ')}")
+    if not found.complete:
+        click.echo("The time limit was reached: what follows was found until then")
+    if found.rate_rps <= 0.0 and found.first_missed_rps is None:
+        return
     if found.rate_rps <= 0.0:
         click.echo(
             f"No rate meets the SLO: even at {found.first_missed_rps:.3g} requests/s"

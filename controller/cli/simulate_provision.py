@@ -11,6 +11,7 @@ from controller.cli.options import (
     common_options,
     no_timings_option,
     output_option,
+    run_limit_option,
     seed_option,
     workers_option,
 )
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from controller.capacity import Design, Provision, Question
 
 MISSED = 3
+TIMED_OUT = 4
 
 
 @click.command("provision")
@@ -61,7 +63,7 @@ MISSED = 3
     type=click.Path(dir_okay=False),
     help="TOML file with more GPU types, models or prices.",
 )
-@common_options(output_option, seed_option, workers_option, no_timings_option)
+@common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def provision(ctx: click.Context, /, **given: Any) -> None:
     """Find the smallest fleets that serve a rate within the SLO of SCENARIO.
@@ -99,6 +101,8 @@ def provision(ctx: click.Context, /, **given: Any) -> None:
             objective=given["objective"],
             largest_count=given["largest_count"],
             workers=given["workers"],
+            time_limit_s=given["run_limit_s"],
+            began_s=ctx.find_root().obj,
             on_family=lambda name: advance(note=name),
         )
     wall_s = None if given["no_timings"] else time.monotonic() - began_s
@@ -107,7 +111,7 @@ def provision(ctx: click.Context, /, **given: Any) -> None:
     else:
         print_structured(provision_answer(question, found, given, wall_s=wall_s), given["output"])
     sys.stdout.flush()
-    ctx.exit(0 if found.best is not None else MISSED)
+    ctx.exit(TIMED_OUT if not found.complete else 0 if found.best is not None else MISSED)
 
 
 def _caps(text: str) -> list[float]:
@@ -171,6 +175,7 @@ def provision_answer(
         "slo": str(question.scenario.slo),
         "rate_rps": number(given["rate_rps"]),
         "objective": given["objective"],
+        "status": _status(found),
         "best": None if found.best is None else _design_answer(found.designs[found.best]),
         "pareto": [_design_answer(found.designs[k]) for k in found.front],
         "runs": found.runs,
@@ -185,6 +190,12 @@ def provision_answer(
     }
 
 
+def _status(found: "Provision") -> str:
+    if found.complete:
+        return "optimal" if found.best is not None else "infeasible"
+    return "feasible" if found.best is not None else "timed-out"
+
+
 def _print(question: "Question", found: "Provision", given: dict[str, Any], wall_s: float | None) -> None:
     from controller.cli.output import print_table
 
@@ -193,6 +204,8 @@ def _print(question: "Question", found: "Provision", given: dict[str, Any], wall
         f"{question.scenario.name}: {given['rate_rps']:g} requests/s; {found.runs} runs{took}\n"
         f"SLO: {str(question.scenario.slo).replace(',', ', ')}"
     )
+    if not found.complete:
+        click.echo("The time limit was reached: what follows was found until then")
     if found.best is None:
         click.echo(f"Nothing with at most {given['largest_count']} instances per pool meets the SLO")
         return

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controller.cli.options import common_options, output_option, seed_option
+from controller.cli.options import (
+    common_options,
+    no_timings_option,
+    output_option,
+    run_limit_option,
+    seed_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from controller.validation import Judged, Validation
@@ -32,16 +39,19 @@ SCHEMA = "simulation-validation/1"
     type=click.Path(dir_okay=False),
     help="TOML file with more GPU types, models or prices.",
 )
-@common_options(output_option, seed_option)
-def validate(**given: Any) -> None:
+@common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
+@click.pass_context
+def validate(ctx: click.Context, /, **given: Any) -> None:
     """Compare SCENARIO with observed requests, percentile by percentile.
 
     The observed arrivals and sizes are simulated instead of the scenario's trace. With --calibrate step times are
-    fitted to the first part of the requests, and both step models are judged on the rest.
+    fitted to the first part of the requests, and both step models are judged on the rest. All of it takes one process,
+    whatever --workers says, and no answer times itself.
 
     Example: ballast simulate validate scenario.yaml --observed served.csv --calibrate --write-fit fit.json
     """
     from controller.cli.output import print_structured, progress
+    from controller.time_limit import within
     from controller.validation import validate_scenario
     from simulator.scenario_file import read_scenario
 
@@ -50,7 +60,10 @@ def validate(**given: Any) -> None:
     if given["observed"] == "-":
         raise click.UsageError("--observed needs a file: it is read twice")
     scenario = read_scenario(given["scenario"])
-    with progress(f"simulating {scenario.name}", None):
+    with (
+        within(given["run_limit_s"], began_s=ctx.find_root().obj),
+        progress(f"simulating {scenario.name}", None),
+    ):
         validation = validate_scenario(
             scenario,
             given["observed"],

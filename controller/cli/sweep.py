@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controller.cli.options import common_options, no_timings_option, output_option, workers_option
+from controller.cli.options import (
+    common_options,
+    no_timings_option,
+    output_option,
+    run_limit_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from controller.sweeps import SweepResult
@@ -28,7 +34,7 @@ SHOWN_ROWS = 20
     "--shards", type=click.IntRange(1, 10_000), default=8, show_default=True, help="Pods of the Job."
 )
 @click.option("--only-write", is_flag=True, help="With --kubernetes: write job.yaml and stop.")
-@common_options(output_option, workers_option, no_timings_option)
+@common_options(output_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def sweep(ctx: click.Context, /, **given: Any) -> None:
     """Run a scenario along axes: every combination, each with every seed.
@@ -42,6 +48,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
 
     from controller.cli.output import announce_compilation, print_structured, progress
     from controller.sweeps import merge, run_sweep
+    from controller.time_limit import TimeLimitError, within
     from simulator.sweep_file import read_sweep
 
     began_s = time.monotonic()
@@ -64,9 +71,16 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
                 advance(done - shown)
                 shown = done
 
-            result = run_sweep(
-                spec, workers=given["workers"], resume=given["resume"], shard=shard, on_row=on_row
-            )
+            try:
+                with within(given["run_limit_s"], began_s=ctx.find_root().obj):
+                    result = run_sweep(
+                        spec, workers=given["workers"], resume=given["resume"], shard=shard, on_row=on_row
+                    )
+            except TimeLimitError:
+                raise TimeLimitError(
+                    f"the time limit of {given['run_limit_s']:g} s is reached after {shown} of"
+                    f" {len(spec.sweep)} runs; --resume goes on"
+                ) from None
     if shard is None:
         from controller.reports.sweep import write_sweep_report
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from controller.capacity import Question, ask, capacity_of, families_of, provision, resampled, with_pools
+from controller.time_limit import TimeLimitError
 from simulator.fleet import Role
 from simulator.scenario_file import read_scenario
 from solver.domain.errors import InputError
@@ -168,6 +169,32 @@ def test_capacity_as_a_command(folder: Path) -> None:
     missed = ballast("simulate", "capacity", "s.yaml", "--slo", "tbt_p50=0.0001", at=folder)
     assert missed.returncode == 3
     assert "No rate meets the SLO" in missed.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("capacity",), ("provision", "--rate", "10")], ids=lambda words: words[0]
+)
+def test_a_search_that_runs_out_of_time_says_so(folder: Path, command: tuple[str, ...]) -> None:
+    words = ("simulate", *command, "s.yaml", "-o", "json", "--workers", "2", "--time-limit")
+    ran = ballast(*words, "0.01", at=folder)
+    assert ran.returncode == 4, ran.stderr
+    assert json.loads(ran.stdout)["status"] == "timed-out"
+    assert json.loads(ballast(*words, "500", at=folder).stdout)["status"] == "optimal"
+
+
+def test_a_search_keeps_what_it_had_found(question: Question) -> None:
+    steps: list[str] = []
+
+    def out_of_time_at_the_fourth(note: str) -> None:
+        steps.append(note)
+        if len(steps) == 4:
+            raise TimeLimitError
+
+    found = capacity_of(question, on_step=out_of_time_at_the_fourth)
+    whole = capacity_of(question, replicates=0, workers=1)
+    assert (found.complete, found.runs, found.interval_90) == (False, 3, None)
+    assert whole.complete
+    assert found.rate_rps <= whole.rate_rps < (found.first_missed_rps or np.inf)
 
 
 def test_provision_as_a_command(folder: Path) -> None:

@@ -77,6 +77,12 @@ def test_a_figure_that_one_lacks_is_shown(tmp_path: Path) -> None:
     assert found == {"more": (None, 1, None)}
 
 
+def test_figures_that_time_the_run_can_be_left_out(tmp_path: Path) -> None:
+    first, second = changed(wall_s=1.0, solve_s=2.0), changed(wall_s=2.0, solve_s=1.0, seed=6)
+    assert figures(compare(tmp_path, first, second, "-o", "json")).keys() == {"wall_s", "solve_s", "seed"}
+    assert figures(compare(tmp_path, first, second, "-o", "json", "--no-timings")).keys() == {"seed"}
+
+
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert figures(compare(tmp_path, changed(), "\ufeff" + changed(seed=6), "-o", "json"))["seed"] == (
         3,

@@ -1,5 +1,7 @@
 """``--help`` of every command: an example to begin with, and nothing but text."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -16,6 +18,18 @@ def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tu
                 member = command.get_command(ctx, name)
                 assert member is not None
                 yield from commands(member, (*words, name))
+
+
+def test_a_missing_command_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from controller.cli.root import main; main()", "simulate"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    names = "capacity, cluster, golden, provision, validate"
+    assert done.stderr == f"ballast: a command is missing; one of {names} (see 'ballast simulate --help')\n"
 
 
 @pytest.mark.parametrize("words", list(commands(ballast)), ids=" ".join)

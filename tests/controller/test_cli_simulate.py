@@ -319,6 +319,28 @@ def test_a_prompt_beyond_all_memory_is_rejected_and_costs_none(
     assert answer_of(done)["requests"]["rejected"] == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("cluster", "tiny.yaml"), ("validate", "tiny.yaml", "--observed", "rows.csv"), ("golden", "golden")],
+    ids=lambda words: words[0],
+)
+def test_a_time_limit_ends_a_run_with_exit_code_4(words: tuple[str, ...], tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert ballast("simulate", "cluster", path, "--requests-out", tmp_path / "rows.csv").returncode == 0
+    (tmp_path / "golden").mkdir()
+    call = ["simulate", words[0], *(tmp_path / word if word[0] != "-" else word for word in words[1:])]
+    done = ballast(*call, "--workers", "2", "--no-timings", "--time-limit", "0.01")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == "ballast: the time limit of 0.01 s is reached; no answer\n"
+
+
+def test_a_run_within_its_time_limit_is_as_without(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    limited = ballast("simulate", "cluster", path, "-o", "json", "--no-timings", "--time-limit", "200")
+    assert limited.returncode == 0
+    assert limited.stdout == ballast("simulate", "cluster", path, "-o", "json", "--no-timings").stdout
+
+
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = ballast("simulate", "cluster", tmp_path / "no.yaml")
     assert done.returncode == 1

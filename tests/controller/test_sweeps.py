@@ -105,6 +105,18 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(folder: Path) -> None:
     assert tables(folder / "killed") == tables(folder / "whole")
 
 
+def test_a_sweep_that_runs_out_of_time_resumes_to_the_same_bytes(folder: Path) -> None:
+    run_sweep(read_sweep(to(folder, "whole")), workers=1)
+    to(folder, "late")
+    words = ("sweep", "late.yaml", "--workers", "1")
+    ran = ballast(*words, "--time-limit", "0.01", at=folder)
+    assert (ran.returncode, ran.stdout) == (4, "")
+    assert ran.stderr == "ballast: the time limit of 0.01 s is reached after 0 of 12 runs; --resume goes on\n"
+    again = ballast(*words, "--resume", "--time-limit", "500", at=folder)
+    assert again.returncode == 0, again.stderr
+    assert tables(folder / "late") == tables(folder / "whole")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_a_killed_sweep(folder: Path, how: signal.Signals) -> None:
     path = to(folder, "killed", axes={"trace.scale": list(range(1, 2000))})
