@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= auto
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 DATA ?= ../shared/data
 
 .PHONY: help setup demo test chaos cluster check bench docs generate lock clean
@@ -41,6 +42,8 @@ check: setup  ## lint, formatting, types, import contracts, generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m controller.resources.generate --check
+	@$(BIN)/mypy helm/readme.py
+	@$(BIN)/python helm/readme.py --check
 
 bench: setup  ## print ratios against peers' methods (BENCH_JSON=file keeps them)
 	@$(BIN)/python -m benchmarks.run
@@ -49,12 +52,15 @@ docs: setup  ## write docs/accuracy.md and docs/papers.md again from the measure
 	@$(BIN)/python -m benchmarks.accuracy --data $(DATA) --out docs/accuracy.md
 	@$(BIN)/python -m benchmarks.papers --data $(DATA) --out docs/papers.md
 
-generate: setup  ## write the chart's CustomResourceDefinitions from controller/resources
+generate: setup  ## write the chart's CustomResourceDefinitions from controller/resources, its README from its values
 	@$(BIN)/python -m controller.resources.generate
+	@$(BIN)/python helm/readme.py
 
 lock: setup  ## lock the newest allowed versions again
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --all-extras --python-version 3.11 pyproject.toml -o requirements.lock
+	@$(LOCK) --all-extras pyproject.toml -o requirements.lock
+	@$(LOCK) --no-annotate -c requirements.lock --extra postgresql pyproject.toml -o requirements-image.lock
+	@echo hatchling | $(LOCK) --no-annotate -c requirements.lock - -o requirements-build.lock
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
