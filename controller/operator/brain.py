@@ -10,11 +10,13 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import structlog
 
@@ -81,11 +83,15 @@ class Brain:
             pipe = self._ready()
             changed = {name: s for name, s in services.items() if self._sent.get(name) is not s}
             gone = [name for name in self._sent if name not in services]
-            pipe.send((state.pools, changed, gone, tuple(services)))
+            with self._killed_after(
+                self.limits.solve_s + GRACE_S
+            ):  # a frozen child takes no more than a pipe holds
+                pipe.send((state.pools, changed, gone, tuple(services)))
             self._sent = services
             answer = self._answer(pipe, began_s, services)
         except (OSError, EOFError, BrokenPipeError):
-            self._failed(CRASHED, "", services)
+            late = time.monotonic() - began_s >= self.limits.solve_s + GRACE_S
+            self._failed(OVERRUN if late else CRASHED, "", services)
             answer = None
         self.last_s = time.monotonic() - began_s
         return answer
@@ -117,6 +123,17 @@ class Brain:
                     self.setbacks.pop(name, None)
                 decisions: tuple[ServiceDecision, ...] = value[0]
                 return decisions
+
+    @contextlib.contextmanager
+    def _killed_after(self, limit_s: float) -> Iterator[None]:
+        """Kill the child if what is done meanwhile takes longer."""
+        process = self._process
+        timer = threading.Timer(limit_s, lambda: None if process is None else process.kill())
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _ready(self) -> Connection:
         """Return the pipe to a child that listens."""
@@ -179,6 +196,9 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
     size = limits.memory_mib * 2**20
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    used = 0
+    with contextlib.suppress(OSError):  # where the kernel tells
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     pipe.send(("ready", None))
     services: dict[str, ServiceState] = {}
     known: dict[GpuMixInstance, GpuMixPlan] = {}
@@ -190,6 +210,9 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
         services.update(changed)
         for name in gone:
             services.pop(name, None)
+        if used >= size:  # what it would still get is chance
+            pipe.send(("memory", None))
+            continue
         state = ClusterState(pools=pools, services=tuple(services[name] for name in order))
         solved: list[str] = []
 
