@@ -4,10 +4,13 @@ It exists so that nobody has to write a resource to begin. What it makes belongs
 observes, and is never changed again: people take it from there.
 """
 
+from pydantic import ValidationError
+
 from controller.operator.api import TARGETS, Object
 from controller.operator.inventory import OwnerKey
-from controller.operator.views import MANAGED
+from controller.operator.views import MANAGED, first_problem
 from controller.operator.world import Target
+from controller.resources.model_service import ModelServiceSpec
 from solver.domain.errors import InputError
 from solver.domain.slo import SloMetric, parse_slo
 
@@ -55,6 +58,10 @@ def wanted_services(target: Target, named: set[OwnerKey]) -> tuple[Object | None
             }
         ],
     }
+    try:
+        ModelServiceSpec.model_validate(spec)
+    except ValidationError as error:
+        return None, f"the annotations make no ModelService: {first_problem(error)}"
     owner = {
         "apiVersion": TARGETS[target.kind].api_version,
         "kind": target.kind,
