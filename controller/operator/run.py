@@ -37,6 +37,7 @@ from telemetry.store.store import Decision, Entry, StepDone, TrafficSample, open
 log = structlog.get_logger(__name__)
 SILENT_LIMIT_S = 30.0
 """A watch known to be silent for so long is not healthy (it is known after at most two audits)."""
+NEW_KIND_TRIES = 20
 STALE_LIMIT_S = 120.0
 """A leader that finished no round for so long is not healthy."""
 
@@ -131,10 +132,7 @@ class Operator:
         found = []
         for resource in WATCHED:
             try:
-                listed = self.reading.names(
-                    resource,
-                    next(iter(self.settings.watch_namespaces), None) if resource.namespaced else None,
-                )
+                listed = self._listed(resource)
             except ApiError as error:
                 if resource.kind in OPTIONAL and error.code in {403, 404}:
                     continue
@@ -147,6 +145,18 @@ class Operator:
                     f"the cluster has no {resource.plural}: install the chart's CustomResourceDefinitions",
                 )
         return tuple(found)
+
+    def _listed(self, resource: Resource) -> dict[tuple[str, str], str] | None:
+        """List a kind; one that the API server has just been told of takes a moment (429)."""
+        namespace = next(iter(self.settings.watch_namespaces), None) if resource.namespaced else None
+        for _ in range(NEW_KIND_TRIES):
+            try:
+                return self.reading.names(resource, namespace)
+            except ApiError as error:
+                if error.code != 429:
+                    raise
+                time.sleep(1.0)
+        return self.reading.names(resource, namespace)
 
     def run(self) -> int:
         """Run until stopped; returns the exit code."""
