@@ -4,6 +4,7 @@ It exists because with prices for GPUs the models no longer meet, so each is a s
 can solve. Variants that a cheaper one can always stand in for are left out first.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ from solver.gpu_mix.direct import (
 )
 from solver.gpu_mix.prepare import ServedModel
 from solver.gpu_mix.serving import LossCase
+from solver.pools.purchase import change_cost_usd
+
+ROUNDING_RATIO = 1e-9
+"""A load so little above whole replicas is taken to fit them; routing allows for more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +114,40 @@ def _stands_in(
     return bool(max(times, 1.0) * prices[d] <= prices[c])
 
 
+def _price_only_variant(task: PricingTask) -> PricedAnswer:
+    """Price a model with a single variant: as few replicas as suffice, or those that run if stopping costs more.
+
+    The cost is convex and has its only kink at the present replicas, so one of these or the most allowed is best.
+    """
+    model = task.model
+    (variant,) = model.variants
+    need = max(int(model.lower[0]), model.least_replicas)
+    if model.buckets:
+        if not model.served_by.all():
+            return PricedAnswer(status=SolveStatus.INFEASIBLE, bound=float("inf"))
+        load = float(model.load[:, 0].sum())
+        whole = load / model.capacity_ratio
+        need = max(need, 1 + model.must_survive, math.ceil(whole * (1 - ROUNDING_RATIO)))
+        if model.must_survive:
+            need = max(need, math.ceil(load * (1 - ROUNDING_RATIO)) + model.must_survive)
+    if need > model.upper[0]:
+        return PricedAnswer(status=SolveStatus.INFEASIBLE, bound=float("inf"))
+    most = int(model.upper[0])
+    running = min(max(need, variant.current_replicas or 0), most)
+
+    def cost(count: int) -> float:
+        change = change_cost_usd(task.instance, variant, count) / task.instance.horizon_h
+        return float(task.prices[0]) * count + change
+
+    best = min((need, running, most), key=lambda count: (cost(count), count))
+    return PricedAnswer(status=SolveStatus.OPTIMAL, counts=(best,), bound=cost(best))
+
+
 def price_model(task: PricingTask) -> PricedAnswer:
     """Solve one model at given prices, exactly up to ``gap_ratio``."""
     model = task.model
+    if len(model.variants) == 1 and not model.limits_spot:
+        return _price_only_variant(task)
     if model.least_replicas == 0 and model.buckets == 0:
         variants: Sequence[int] = [c for c in range(len(model.variants)) if model.upper[c] > 0]
     elif model.buckets == 0 or model.demand.min_total_replicas > 0:

@@ -54,6 +54,11 @@ def route(
     running = [c for c in range(len(count)) if capacity[c] > 0]
     if not model.served_by[:, running].any(axis=1).all():
         return None
+    if len(running) == 1 and not (lost is None and model.limits_spot):
+        (only,) = running  # there is nothing to choose
+        table = np.zeros((model.buckets, len(count)))
+        table[:, only] = 1.0
+        return Routing(table, float(model.load[:, only].sum() / capacity[only]))
     program = Program()
     fullest = program.add_variable(cost=1.0)
     shares = add_shares(program, model, running)
