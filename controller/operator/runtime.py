@@ -86,6 +86,8 @@ class Watch:
         settings.watching.client_timeout = 600
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 30
+        # kopf's own grow to 21 s: longer than an API server that is back should wait for us
+        settings.networking.error_backoffs = (0.5, 1, 2, 3, 5, 5, 5, 5)
         settings.scanning.disabled = (
             True  # kinds are looked for once, at the start: no rights on namespaces needed
         )
