@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from solver.check import check_gpu_mix
-from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState, Stance
+from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
 from solver.domain.deadline import Clock, Deadline
+from solver.domain.errors import InputError
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
 from solver.gpu_mix.prepare import ServedModel, serve_model
 from solver.gpu_mix.routing import route
@@ -21,6 +22,8 @@ from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from solver.services.problem import alone, together
 
 LEAST_LIMIT_S = 0.05
+MOST_KNOWN = 20_000
+"""Plans of services alone that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,39 @@ class DecideOptions:
     time_limit_s: float = 30.0
     gap_ratio: float = 1e-4
     seed: int = 0
+
+
+def parts_of(state: ClusterState) -> tuple[ClusterState, ...]:
+    """Split a cluster where nothing is shared: services that may use a common pool, in turn, stay together.
+
+    Fixed services tie nothing together; each part holds those that use its pools. Small parts come first.
+    """
+    leader = {pool.name: pool.name for pool in state.pools}
+
+    def found(pool: str) -> str:
+        while leader.setdefault(pool, pool) != pool:
+            leader[pool] = leader[leader[pool]]
+            pool = leader[pool]
+        return pool
+
+    moving = [service for service in state.services if service.stance is not Stance.FIXED]
+    for service in moving:
+        first = found(service.variants[0].pool)
+        for variant in service.variants[1:]:
+            leader[found(variant.pool)] = first
+    members: dict[str, list[ServiceState]] = {found(service.variants[0].pool): [] for service in moving}
+    for service in state.services:
+        roots = {found(variant.pool) for variant in service.variants} if service.variants else set()
+        for root in roots & members.keys():
+            members[root].append(service)
+    pools: dict[str, list[GpuPool]] = {root: [] for root in members}
+    for pool in state.pools:
+        if found(pool.name) in pools:
+            pools[found(pool.name)].append(pool)
+    parts = [
+        ClusterState(pools=tuple(pools[root]), services=tuple(services)) for root, services in members.items()
+    ]
+    return tuple(sorted(parts, key=lambda part: len(part.services)))
 
 
 def decide(
@@ -43,8 +79,8 @@ def decide(
     """Decide for every service that is not fixed, in the order of the state.
 
     ``known`` keeps what was solved alone, so that a service whose inputs did not change is not solved again; it is
-    filled in place and entries of others are dropped. ``at`` is told what is solved next (names of services joined
-    by +), so that whoever must stop a solve knows whose it was.
+    filled in place, and what was not asked for longest goes first when it grows too large. ``at`` is told what is
+    solved next (names of services joined by +), so that whoever must stop a solve knows whose it was.
 
     Raises
     ------
@@ -53,27 +89,40 @@ def decide(
     """
     deadline = Deadline.after(options.time_limit_s, clock)
     kept = {} if known is None else known
-    moving = {service.name: service for service in state.services if service.stance is not Stance.FIXED}
-    problems = {service.name: alone(service) for service in moving.values()}
-    present = set(problems.values())
-    for stale in [problem for problem in kept if problem not in present]:
+    decided: dict[str, ServiceDecision] = {}
+    for part in parts_of(state):
+        decided |= _decide_part(part, options=options, deadline=deadline, clock=clock, known=kept, at=at)
+    for stale in list(kept)[: max(0, len(kept) - MOST_KNOWN)]:
         del kept[stale]
+    return tuple(decided[service.name] for service in state.services if service.stance is not Stance.FIXED)
+
+
+def _decide_part(
+    state: ClusterState,
+    *,
+    options: DecideOptions,
+    deadline: Deadline,
+    clock: Clock,
+    known: dict[GpuMixInstance, GpuMixPlan],
+    at: Callable[[str], None],
+) -> dict[str, ServiceDecision]:
+    moving = {service.name: service for service in state.services if service.stance is not Stance.FIXED}
     capacity = {pool.name: pool.gpus for pool in state.pools}
     held = {service.name: _held(service) for service in state.services}
     decided: dict[str, ServiceDecision] = {}
     for stance in (Stance.APPLIED, Stance.PROPOSED):
-        group = [service for service in moving.values() if service.stance is stance]
+        group = {service.name: service for service in moving.values() if service.stance is stance}
         if not group:
             continue
-        others = [use for name, use in held.items() if name not in {s.name for s in group}]
+        others = [use for name, use in held.items() if name not in group]
         free = {pool: gpus - sum(use.get(pool, 0) for use in others) for pool, gpus in capacity.items()}
         for decision in _decide_group(
-            group, free, problems, options=options, deadline=deadline, clock=clock, known=kept, at=at
+            tuple(group.values()), free, options=options, deadline=deadline, clock=clock, known=known, at=at
         ):
             decided[decision.service] = decision
             if decision.replicas is not None and stance is Stance.APPLIED:
                 held[decision.service] = _use(moving[decision.service], decision.replicas)
-    return tuple(decided[name] for name in moving)
+    return decided
 
 
 def _held(service: ServiceState) -> dict[str, int]:
@@ -91,7 +140,6 @@ def _use(service: ServiceState, replicas: Iterable[int]) -> dict[str, int]:
 def _decide_group(
     group: Sequence[ServiceState],
     free: Mapping[str, int],
-    problems: Mapping[str, GpuMixInstance],
     *,
     options: DecideOptions,
     deadline: Deadline,
@@ -100,32 +148,44 @@ def _decide_group(
     at: Callable[[str], None],
 ) -> list[ServiceDecision]:
     plans: dict[str, GpuMixPlan] = {}
+    decisions: dict[str, ServiceDecision] = {}
     for waiting, service in zip(range(len(group), 0, -1), group, strict=True):
-        problem = problems[service.name]
-        plan = known.get(problem)
-        if plan is None:
+        problem = alone(service)
+        plan = known.pop(problem, None)
+        if plan is None and deadline.passed():
+            plan = GpuMixPlan(instance_name=service.name, status=PlanStatus.TIMED_OUT)
+        elif plan is None:
             share_s = max(LEAST_LIMIT_S, 4 * deadline.remaining_s() / (waiting + 3))
             at(service.name)
-            plan = _solve(problem, options, min(share_s, deadline.remaining_s()), clock)
-            if plan.status is not PlanStatus.TIMED_OUT:
-                known[problem] = plan
+            try:
+                plan = _solve(problem, options, min(share_s, deadline.remaining_s()), clock)
+            except InputError as error:  # more than floating-point numbers tell apart
+                plan = GpuMixPlan(instance_name=service.name, status=PlanStatus.INFEASIBLE)
+                decisions[service.name] = _refused(service, str(error))
+        if plan.status is not PlanStatus.TIMED_OUT and service.name not in decisions:
+            known[problem] = plan  # last of all: it was just asked for
         plans[service.name] = plan
-    decisions = {
-        service.name: _described(service, plans[service.name], 0, plans[service.name]) for service in group
-    }
+        decisions.setdefault(service.name, _described(service, plan, 0, plan))
     for crowd in _crowds(group, decisions, free):
+        names = {service.name for service in crowd}
         budget = dict(free)
         for service in group:  # services that have no plan keep what they hold
-            if service not in crowd:
+            if service.name not in names:
                 replicas = decisions[service.name].replicas
                 use = _held(service) if replicas is None else _use(service, replicas)
                 for pool, gpus in use.items():
-                    budget[pool] -= gpus
+                    budget[pool] = budget.get(pool, 0) - gpus
         at("+".join(service.name for service in crowd))
         joint = _solve(together(crowd, budget), options, max(LEAST_LIMIT_S, deadline.remaining_s()), clock)
         for m, service in enumerate(crowd):
             decisions[service.name] = _described(service, joint, m, plans[service.name], crowd=len(crowd))
     return [decisions[service.name] for service in group]
+
+
+def _refused(service: ServiceState, message: str) -> ServiceDecision:
+    return ServiceDecision(
+        service=service.name, status=PlanStatus.INFEASIBLE.value, reason="out-of-range", message=message
+    )
 
 
 def _crowds(
@@ -139,23 +199,30 @@ def _crowds(
         for pool, gpus in spent.items():
             use[pool] = use.get(pool, 0) + gpus
     short = {pool for pool, gpus in use.items() if gpus > free.get(pool, 0)}
-    able = [service for service in group if decisions[service.name].replicas is not None]
+    if not short:
+        return []
+    able = {service.name: service for service in group if decisions[service.name].replicas is not None}
+    users: dict[str, list[str]] = {}
+    for name, service in able.items():
+        for pool in {variant.pool for variant in service.variants}:
+            users.setdefault(pool, []).append(name)
     crowds: list[list[ServiceState]] = []
-    while short:
-        pools = {short.pop()}
-        crowd: list[ServiceState] = []
-        grown = True
-        while grown:
-            grown = False
-            for service in able:
-                own = {variant.pool for variant in service.variants}
-                if service not in crowd and own & pools:
-                    crowd.append(service)
-                    pools |= own
-                    grown = True
-        short -= pools
+    reached: set[str] = set()
+    for start in sorted(short):
+        if start in reached:
+            continue
+        crowd: set[str] = set()
+        ahead = [start]
+        reached.add(start)
+        while ahead:
+            for name in users.get(ahead.pop(), ()):
+                if name not in crowd:
+                    crowd.add(name)
+                    further = {variant.pool for variant in able[name].variants} - reached
+                    reached |= further
+                    ahead.extend(further)
         if crowd:
-            crowds.append([service for service in able if service in crowd])
+            crowds.append([service for name, service in able.items() if name in crowd])
     return crowds
 
 
