@@ -63,7 +63,16 @@ def gpu_mix_instance_to_json(instance: GpuMixInstance) -> dict[str, Any]:
     """Return the document that `read_gpu_mix_instance` reads back as an equal instance.
 
     It is version 1 where version 1 can say it, so that other readers of the older format can use it.
+
+    Raises
+    ------
+    ValueError
+        If a variant has a least or most of replicas (the operator's problems do): the format has no word for it.
     """
+    if any(v.min_replicas or v.max_replicas is not None for model in instance.models for v in model.variants):
+        raise ValueError(
+            f"{instance.name}: gputype-instance files cannot say how many replicas a variant may have"
+        )
     body: dict[str, Any] = {
         "name": instance.name,
         "gpu_types": [_offer_to_json(offer) for offer in instance.gpu_types],

@@ -43,7 +43,7 @@ def _offers(draw: st.DrawFn, name: str, version: int, *, free: bool) -> GpuOffer
 
 
 @st.composite
-def _variants(draw: st.DrawFn, offers: tuple[GpuOffer, ...], version: int) -> Variant:
+def _variants(draw: st.DrawFn, offers: tuple[GpuOffer, ...], version: int, *, limits: bool) -> Variant:
     offer = draw(st.sampled_from(offers))
     gpus_per_replica = draw(st.sampled_from((1, 1, 2)))
     current_replicas = draw(_maybe(st.integers(0, 2), often=2))
@@ -58,16 +58,16 @@ def _variants(draw: st.DrawFn, offers: tuple[GpuOffer, ...], version: int) -> Va
         precision=draw(st.sampled_from((None, "bf16", "fp8"))),
         quality_ratio=draw(st.sampled_from((1.0, 1.0, 0.98, 0.9))),
         current_replicas=current_replicas,
-        min_replicas=draw(st.sampled_from((0, 0, 0, 1))),
-        max_replicas=draw(st.sampled_from((None, None, None, 1, 2, 3))),
+        min_replicas=draw(st.sampled_from((0, 0, 0, 1))) if limits else 0,
+        max_replicas=draw(st.sampled_from((None, None, None, 1, 2, 3))) if limits else None,
     )
 
 
 @st.composite
 def _models(
-    draw: st.DrawFn, name: str, offers: tuple[GpuOffer, ...], version: int, sizes: int
+    draw: st.DrawFn, name: str, offers: tuple[GpuOffer, ...], version: int, sizes: int, *, limits: bool
 ) -> ModelDemand:
-    variants = tuple(draw(st.lists(_variants(offers, version), min_size=1, max_size=3)))
+    variants = tuple(draw(st.lists(_variants(offers, version, limits=limits), min_size=1, max_size=3)))
     rates_rps = draw(st.lists(st.sampled_from(RATES_RPS), min_size=0, max_size=sizes))
     throughput_rps = tuple(tuple(draw(st.sampled_from(THROUGHPUTS_RPS)) for _ in variants) for _ in rates_rps)
     later = version == 2
@@ -89,18 +89,19 @@ def _models(
 
 @st.composite
 def gpu_mix_instances(
-    draw: st.DrawFn, *, max_models: int = 2, max_buckets: int = 3, free: bool = True
+    draw: st.DrawFn, *, max_models: int = 2, max_buckets: int = 3, free: bool = True, limits: bool = True
 ) -> GpuMixInstance:
     """Draw a problem of one to three GPU types and at most three variants per model, often with limits.
 
-    ``free`` allows GPUs that cost nothing: price 0, or reserved.
+    ``free`` allows GPUs that cost nothing: price 0, or reserved. ``limits`` gives variants a least and most of
+    replicas, which files have no word for.
     """
     version = draw(st.sampled_from((1, 2)))
     offers = tuple(
         draw(_offers(name, version, free=free)) for name in ("A", "B", "C")[: draw(st.integers(1, 3))]
     )
     models = tuple(
-        draw(_models(f"m{index}", offers, version, max_buckets))
+        draw(_models(f"m{index}", offers, version, max_buckets, limits=limits))
         for index in range(draw(st.integers(1, max_models)))
     )
     later = version == 2

@@ -136,7 +136,8 @@ def test_best_second_best_and_limits_are_those_of_brute_force(
         if math.isinf(best):
             assert ((kind, name) in told) == (not math.isinf(other)), (kind, name)
         else:
-            assert saving == pytest.approx(best - other, abs=1e-5), (kind, name)
+            # unlocking can cost: a locked variant runs what it runs, an unlocked one at least its minReplicas
+            assert saving == pytest.approx(max(0.0, best - other), abs=1e-5), (kind, name)
 
 
 def without_each(

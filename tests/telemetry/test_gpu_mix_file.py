@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,20 @@ def test_written_instances_read_back_equal(document: dict[str, Any], schema: str
     assert read_gpu_mix_instance(write(tmp_path, written, "again.json")) == instance
 
 
-@given(instance=gpu_mix_instances())
+@given(instance=gpu_mix_instances(limits=False))
 def test_any_instance_reads_back_equal(
     instance: GpuMixInstance, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = write(tmp_path_factory.getbasetemp(), gpu_mix_instance_to_json(instance))
     assert read_gpu_mix_instance(path) == instance
+
+
+def test_what_the_format_cannot_say_is_not_dropped_in_silence(tmp_path: Path) -> None:
+    instance = read_gpu_mix_instance(write(tmp_path, PLAIN))
+    model = instance.models[0]
+    limited = replace(model, variants=(replace(model.variants[0], max_replicas=3), *model.variants[1:]))
+    with pytest.raises(ValueError, match="how many replicas"):
+        gpu_mix_instance_to_json(replace(instance, models=(limited, *instance.models[1:])))
 
 
 def test_gzip_and_byte_order_mark_are_read(tmp_path: Path) -> None:
