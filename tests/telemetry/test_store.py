@@ -88,7 +88,10 @@ def test_a_rollup_does_not_depend_on_how_samples_are_split(store: Store, data: s
 @given(order=st.permutations(range(12)), per_part=st.integers(1, 5))
 def test_parts_that_come_late_are_counted_too(store: Store, order: list[int], per_part: int) -> None:
     service = f"s/{time.monotonic_ns()}"
-    samples = [sample(1000.0 + 10 * k, float(k * k), service) for k in range(12 * per_part)]
+    samples = [
+        replace(sample(1000.0 + 10 * k, float(k * k), service), desired=k, ready=k // 2)
+        for k in range(12 * per_part)
+    ]
     parts = [samples[k * per_part : (k + 1) * per_part] for k in range(12)]
     for k in order:
         store.write(parts[k])
