@@ -218,7 +218,7 @@ Repair = Callable[[st.DrawFn, Object, Object, Names], None]
 
 
 def _one_source(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
-    source = draw(st.sampled_from(sorted(schema["properties"])))
+    source = draw(st.sampled_from(list(names.only.get("traffic.source", sorted(schema["properties"])))))
     kept = made.get(source, None) or draw(_of(schema["properties"][source], f"traffic.{source}", names))
     made.clear()
     made[source] = kept

@@ -32,8 +32,10 @@ from tests.telemetry.loopback import say, serving
 
 SPACE = "adverse"
 PRODUCT = "AdverseA"
+SOUND = 6
+"""So many of the profiles stay as they are; the others change under the services that name them."""
 PROFILES = tuple(f"adverse-{number}" for number in range(12))
-TARGETS = tuple(f"target-{number}" for number in range(60))
+TARGETS = tuple(f"target-{number}" for number in range(300))
 TRACES = ("no-trace", "empty", "junk", "numbers")
 JUNK_PAGES = {
     "/metrics": say("vllm:num_requests_running NaN\nvllm:request_success_total -1\n" * 1000),
@@ -50,8 +52,11 @@ def api(plane: ControlPlane) -> Iterator[Api]:
     scene.install_crds(api)
     scene.ensure_namespace(api, SPACE)
     scene.add_nodes(plane, {PRODUCT: 4, "AdverseB": 2}, prefix="adverse")
-    for name in PROFILES[:4]:
-        scene.put(api, GPU_PROFILES, scene.profile(name, PRODUCT, max_rps=10.0, price=1.0))
+    for number, name in enumerate(PROFILES[:SOUND]):
+        body = scene.profile(
+            name, PRODUCT, max_rps=1.0 + number, price=1.0 + 0.9 * number, gpus=1 + number % 2
+        )
+        scene.put(api, GPU_PROFILES, body)
     scene.put(api, GPU_PROFILES, scene.profile("innocent", "AdverseB", max_rps=1.0, price=1.0))
     for name in (*TARGETS, "innocent"):
         product = "AdverseB" if name == "innocent" else PRODUCT
@@ -77,12 +82,27 @@ def names_of(address: str) -> Names:
     """Let objects meet the targets, profiles and traces there are, and nothing beyond this machine."""
     return Names(
         often={
-            "targetRef.name": TARGETS,
-            "variants.gpuProfile": PROFILES,
             "traceConfigMap.name": TRACES,
             "spec.gpuType": [PRODUCT],
+            # many are sensible enough to be planned for, together, on GPUs that are short
+            "spec.mode": ["Auto"],
+            "spec.headroomRatio": [0.1],
+            "spec.survive": [0, 1],
+            "slo.ttftSeconds": [1.0],
+            "slo.tbtSeconds": [0.05],
+            "buckets.rateRps": [0.01, 0.7, 3.3, 11.0],
+            "buckets.inputTokens": [128, 1000, 4000],
+            "buckets.outputTokens": [16, 300, 1000],
+            "variants.minReplicas": [0],
+            "variants.maxReplicas": [8, 100],
+            "throughput.ttftSeconds": [0.5],
+            "throughput.tbtSeconds": [0.02],
+            "throughput.maxRps": [0.5, 4.0, 9.0],
         },
         only={
+            "targetRef.name": [*TARGETS, "missing", "x" * 253],
+            "variants.gpuProfile": [*PROFILES, "missing", "x" * 253],
+            "traffic.source": ["histogram"] * 3 + ["scrape", "prometheus", "traceConfigMap"],
             "targetRef.kind": ["Deployment"] * 4 + ["StatefulSet", "LeaderWorkerSet"],
             "prometheus.url": [
                 address,
@@ -139,6 +159,8 @@ class Storm:
         )
         def one(spec: Object, profile: Object, mutation: Mutation, annotations: Object, lot: int) -> None:
             self._number += 1
+            if self._number % 3:
+                self._settle(spec)
             metadata = {"name": self._name(lot), "namespace": SPACE, "annotations": annotations}
             self._offer(MODEL_SERVICES, {"metadata": metadata, "spec": spec}, "valid")
             broken = {**metadata, "name": f"broken-{self._number}"}
@@ -149,6 +171,13 @@ class Storm:
                 scene.drop(self.api, MODEL_SERVICES, SPACE, f"odd-{self._number - 5}")
 
         one()
+
+    def _settle(self, spec: Object) -> None:
+        """Give the first variants targets of their own and sound profiles, so that the service is planned for."""
+        for index, one in enumerate(spec["variants"][:2]):
+            target = TARGETS[(2 * self._number + index) % len(TARGETS)]
+            one["targetRef"] = {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}
+            one["gpuProfile"] = PROFILES[(self._number + index) % SOUND]
 
     def _name(self, lot: int) -> str:
         return f"odd-{self._number}" + (f".{'x' * 240}"[: 253 - 10] if lot == 9 else "")
@@ -164,13 +193,21 @@ class Storm:
                 self.unexpected.append(f"{kind}: {error.code} {error}")
 
     def _put_profile(self, spec: Object, mutation: Mutation | None) -> None:
-        name = PROFILES[self._number % len(PROFILES)]
-        body = {"metadata": {"name": name}, "spec": spec if mutation is None else mutation.applied(spec)}
+        name = PROFILES[SOUND + self._number % (len(PROFILES) - SOUND)]
+        known = self.api.get(GPU_PROFILES, None, name)
+        body = {
+            "apiVersion": GPU_PROFILES.api_version,
+            "kind": GPU_PROFILES.kind,
+            "metadata": {"name": name} if known is None else known["metadata"],
+            "spec": spec if mutation is None else mutation.applied(spec),
+        }
         try:
-            scene.put(self.api, GPU_PROFILES, body)
+            if known is None:
+                self.api.create(GPU_PROFILES, None, body)
+            else:
+                self.api.replace(GPU_PROFILES, None, body)
         except ApiError as error:
-            typed = "failed to create typed patch object" in str(error)  # the server says 500 to that
-            if mutation is None or not (error.code in {400, 422} or typed):
+            if mutation is None or error.code not in {400, 422}:
                 self.unexpected.append(f"profile: {error.code} {error}")
 
 
@@ -240,6 +277,10 @@ def weather(plane: ControlPlane, api: Api, folder: Path, *, count: int, changes:
         assert one.process.poll() is None, one.text()[-4000:]
         with urllib.request.urlopen(f"http://127.0.0.1:{one.port}/healthz", timeout=30) as answer:
             assert answer.status == 200
+        reasons = [
+            next((c["reason"] for c in body["status"]["conditions"] if c["type"] == "SolverReady"), "")
+            for body in api.list(MODEL_SERVICES, SPACE)
+        ]
         text = one.text()
         assert one.stop() == 0, text[-4000:]
     finally:
@@ -248,6 +289,7 @@ def weather(plane: ControlPlane, api: Api, folder: Path, *, count: int, changes:
     return {
         "taken": storm.taken,
         "refused": storm.refused,
+        "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         "round_errors": errors,
         "tracebacks": [line for line in text.splitlines() if "Traceback" in line],
         "before_p99_s": float(np.percentile(before, 99)),

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from tests.cluster.proxy import Proxy, Request, Watches, every_second_conflicts
 from tests.cluster.scene import histogram, variant
 
 SPACE = "faults-api"
+PATIENT = ("--lease-duration=60", "--renew-deadline=50", "--retry-period=1")
+"""Nobody takes over in these tests: a busy machine is no reason to end."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,7 @@ def operator(
     operators = scene.Operators(plane.kubeconfig, tmp_path_factory.mktemp("operators"), namespace=SPACE)
     yield operators.start(
         f"--watch-namespaces={SPACE}",
+        *PATIENT,
         "--audit-interval=1",
         "--watch-inactivity=4",
         kubeconfig=proxy.kubeconfig,
@@ -84,9 +88,13 @@ def put_service(api: Api, name: str, rate: float) -> None:
 
 
 def remove(api: Api, *names: str) -> None:
+    remove_from(api, SPACE, *names)
+
+
+def remove_from(api: Api, space: str, *names: str) -> None:
     for name in names:
-        scene.drop(api, MODEL_SERVICES, SPACE, name)
-        scene.drop(api, DEPLOYMENTS, SPACE, name)
+        scene.drop(api, MODEL_SERVICES, space, name)
+        scene.drop(api, DEPLOYMENTS, space, name)
 
 
 def runs(api: Api, name: str, count: int) -> bool:
@@ -179,6 +187,40 @@ def test_a_watch_that_misses_changes_counts_as_silent_until_it_speaks(api: Api) 
     remove(api, "unseen")
     audit.once()
     assert world.get("Deployment", (SPACE, "unseen")) is None
+
+
+@pytest.mark.chaos
+def test_at_the_default_times_a_dead_watch_is_seen_within_90_seconds(
+    api: Api, plane: ControlPlane, tmp_path: Path
+) -> None:
+    space = "faults-api-slow"
+    scene.ensure_namespace(api, space)
+    scene.put(api, DEPLOYMENTS, scene.deployment(space, "d", "ApiA"))
+    operators = scene.Operators(plane.kubeconfig, tmp_path, namespace=space)
+    with Proxy.before(plane.kubeconfig, tmp_path) as proxy:
+        one = operators.start(
+            f"--watch-namespaces={space}",
+            *PATIENT,
+            "--audit-interval=30",
+            "--watch-inactivity=70",
+            kubeconfig=proxy.kubeconfig,
+        )
+        try:
+            assert eventually(lambda: '"leading"' in one.text())
+            proxy.watches = Watches.SILENT
+            began_s = time.monotonic()
+            rate = 0
+            while "a watch is silent" not in one.text():
+                rate = 1 + rate % 3
+                service = scene.service(space, "d", [variant("a", "d", "api-a")], traffic=histogram(rate))
+                scene.put(api, MODEL_SERVICES, service)
+                scene.wait_s(3)
+                assert time.monotonic() - began_s < 90
+                assert one.process.poll() is None
+            assert eventually(lambda: "is silent" in healthz(one), within_s=60)
+        finally:
+            operators.end()
+    remove_from(api, space, "d")
 
 
 # -- R6: conflicts ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ SOLVER, MEMORY, OWNERS, FIRST, SECOND, SHARED = (
     "faults-install-2",
     "faults-install-both",
 )
+PATIENT = ("--lease-duration=60", "--renew-deadline=50", "--retry-period=1")
+"""Nobody takes over in these tests: a busy machine is no reason to end."""
 POLICIES = Resource(
     api_version="admissionregistration.k8s.io/v1",
     kind="ValidatingAdmissionPolicy",
@@ -73,7 +75,7 @@ def start(
 
     def started(space: str, *words: str) -> scene.OperatorProcess:
         operators.namespace = space
-        return operators.start(f"--watch-namespaces={space}", *words)
+        return operators.start(f"--watch-namespaces={space}", *PATIENT, *words)
 
     yield started
     operators.end()
@@ -288,7 +290,7 @@ def test_two_installations_leave_each_other_alone_and_double_nothing_where_they_
     ):
         for space, proxy in ((FIRST, first), (SECOND, second)):
             operators.namespace = space
-            operators.start(f"--watch-namespaces={space},{SHARED}", kubeconfig=proxy.kubeconfig)
+            operators.start(f"--watch-namespaces={space},{SHARED}", *PATIENT, kubeconfig=proxy.kubeconfig)
             put_service(api, space, "own", 2.0)
         for rate in (2, 4, 3):
             put_service(api, SHARED, "both", float(rate))
