@@ -307,6 +307,14 @@ def _changed_gpus(plans: Sequence[GpuMixPlan]) -> int:
     )
 
 
+def bench_operator_scale(setting: Setting) -> Iterator[Result]:
+    """Run the operator on 1,000 nodes with 5,000 services (quick: 20 and 50) of a real control plane."""
+    from benchmarks import operator_scale  # noqa: PLC0415 - needs the test bed, which the other benchmarks do not
+
+    quick = operator_scale.Size(nodes=20, services=50, changes=5, idle_s=20.0)
+    yield from operator_scale.bench(quick if setting.quick else operator_scale.Size())
+
+
 BENCHES: dict[str, Callable[[Setting], Iterator[Result]]] = {
     "reference": bench_reference,
     "startup": bench_startup,
@@ -316,6 +324,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Result]]] = {
     "hundredths": bench_hundredths,
     "slices": bench_slices,
     "simulation": bench_simulation,
+    "operator-scale": bench_operator_scale,
 }
 
 
