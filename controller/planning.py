@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from controller.processes import worker_pool
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan
 from solver.gpu_mix.explain import explain_plan
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix

@@ -48,9 +48,9 @@ def print_table(
 
 def announce_compilation() -> None:
     """Say on stderr that the simulator is about to be compiled, if it was not before."""
-    from simulator.compiled import kernels_are_kept
+    from solver.compiled import kernels_are_kept
 
-    if not (kernels_are_kept("engine") and kernels_are_kept("splitwise")):
+    if not (kernels_are_kept("simulator.engine") and kernels_are_kept("simulator.splitwise")):
         click.echo("compiling the simulator for this machine (once, about half a minute)", err=True)
 
 

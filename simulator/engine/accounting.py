@@ -4,7 +4,6 @@ It exists so that every joule and every second of presence is booked once, from 
 the requests' own logs: Little's law can then be tested. It decides nothing.
 """
 
-from simulator.compiled import compiled
 from simulator.engine.layout import (
     BIN_S,
     BUSY_BIN,
@@ -31,6 +30,7 @@ from simulator.engine.layout import (
     WAITING,
     World,
 )
+from solver.compiled import compiled
 
 
 @compiled

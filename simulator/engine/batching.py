@@ -25,7 +25,6 @@ one iteration: the plain simulation that tests compare with.
 
 import math
 
-from simulator.compiled import compiled
 from simulator.engine.accounting import book_segment, end_idle, touch
 from simulator.engine.layout import (
     ASSIGNED_KV,
@@ -145,6 +144,7 @@ from simulator.engine.transfers import (
     incoming_fits,
     release_source,
 )
+from solver.compiled import compiled
 
 COMPLETED, REJECTED = 1, 2
 NO_INSTANCE = 2

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 
-from simulator.compiled import compiled
 from simulator.engine.accounting import book, end_idle, end_up, touch
 from simulator.engine.batching import (
     NO_INSTANCE,
@@ -102,6 +101,7 @@ from simulator.engine.prefix_cache import forget_all
 from simulator.engine.queues import append, schedule, unschedule
 from simulator.engine.segments import iterations_until, many_s
 from simulator.engine.transfers import forget_decode, hand_over, release_source
+from solver.compiled import compiled
 
 
 @compiled

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.compiled import StateProxy, StateType, compiled, define_state
+from solver.compiled import StateProxy, StateType, compiled, define_state
 
 Reals = NDArray[np.float64]
 Counts = NDArray[np.int64]

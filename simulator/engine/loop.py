@@ -8,7 +8,6 @@ many arrivals) and go on where it was, because all state lies in the `World`.
 
 import math
 
-from simulator.compiled import compiled
 from simulator.engine.accounting import end_idle, end_up, touch
 from simulator.engine.batching import NO_INSTANCE, end_segment, enqueue, reject, wake
 from simulator.engine.changes import bring_up, change_kind, drain, end_drains, fail, timer
@@ -58,6 +57,7 @@ from simulator.engine.layout import (
 from simulator.engine.placement import model_of, place
 from simulator.engine.queues import drop_first_move, take_slot
 from simulator.engine.transfers import make_ready, release_source
+from solver.compiled import compiled
 
 FINISHED, NEEDS_SLOTS, PAUSED, OVERLOADED = range(4)
 TOO_LONG = 1

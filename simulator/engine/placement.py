@@ -14,7 +14,6 @@ to pools that only decode.
 - mixed-pool: see `_mixed_pool`; without pools that only decode, and for decodes whose instance failed: jsq.
 """
 
-from simulator.compiled import compiled
 from simulator.engine.layout import (
     ASSIGNED_KV,
     BLOCK_TOKENS,
@@ -54,6 +53,7 @@ from simulator.engine.layout import (
 )
 from simulator.engine.prefix_cache import cached_blocks
 from simulator.engine.segments import kv_now
+from solver.compiled import compiled
 
 
 @compiled

@@ -4,7 +4,6 @@ It exists because a trace with block hashes says which prompts share a prefix: w
 does not share memory with the KV cache: the blocks are kept beside it (host memory, or a slice set aside).
 """
 
-from simulator.compiled import compiled
 from simulator.engine.layout import (
     CACHE_NEWEST,
     CACHE_NODES,
@@ -13,6 +12,7 @@ from simulator.engine.layout import (
     Counts,
     World,
 )
+from solver.compiled import compiled
 
 
 @compiled

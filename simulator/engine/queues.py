@@ -4,7 +4,6 @@ It exists so that the rules of batching read as rules. Lists are first in, first
 which entries were made, so that every run is reproducible. Nothing here knows what a request is.
 """
 
-from simulator.compiled import compiled
 from simulator.engine.layout import (
     DECODES,
     END,
@@ -26,6 +25,7 @@ from simulator.engine.layout import (
     WAITING,
     World,
 )
+from solver.compiled import compiled
 
 # -- slots ------------------------------------------------------------------------------------------------------------
 

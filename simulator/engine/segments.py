@@ -6,7 +6,6 @@ nothing.
 
 import math
 
-from simulator.compiled import compiled
 from simulator.engine.layout import (
     DECODES,
     DECODING_SEGMENT,
@@ -17,6 +16,7 @@ from simulator.engine.layout import (
     SEGMENT_START_S,
     World,
 )
+from solver.compiled import compiled
 
 
 @compiled

@@ -15,7 +15,6 @@ fails, the KV is sent whole to another, from the moment of the failure on (s is 
 the source stays taken until the void transfer would have ended. If the other is the source itself, nothing moves.
 """
 
-from simulator.compiled import compiled
 from simulator.engine.layout import (
     ASSIGNED_KV,
     CONTENTION,
@@ -52,6 +51,7 @@ from simulator.engine.layout import (
 )
 from simulator.engine.placement import decode_place
 from simulator.engine.queues import add_move, append, append_ready, remove_first
+from solver.compiled import compiled
 
 
 @compiled

@@ -6,7 +6,6 @@ in every iteration with a prompt in it (decodes that ride along included), its t
 only. Joules of an iteration are split evenly over its tokens.
 """
 
-from simulator.compiled import compiled
 from simulator.splitwise.layout import (
     BATCH,
     BATCH_PROMPTS,
@@ -34,6 +33,7 @@ from simulator.splitwise.layout import (
     TOUCHED_S,
     World,
 )
+from solver.compiled import compiled
 
 
 @compiled

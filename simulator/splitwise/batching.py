@@ -6,7 +6,6 @@ change the batch and are passed over; the running tasks that stay are always the
 needs one token. Nothing here depends on the router.
 """
 
-from simulator.compiled import compiled
 from simulator.splitwise.accounting import book_busy, book_idle
 from simulator.splitwise.layout import (
     ARRIVAL_S,
@@ -78,6 +77,7 @@ from simulator.splitwise.pending import (
     remove_pending,
     replay_tournament,
 )
+from solver.compiled import compiled
 
 _MIXED_PENALTY = 1.1
 _FAR = 1 << 60

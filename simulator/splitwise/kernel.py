@@ -8,7 +8,6 @@ order in which they were made. The loop can pause for more room and go on where 
 
 import math
 
-from simulator.compiled import compiled
 from simulator.splitwise.accounting import book_busy, book_idle, touch
 from simulator.splitwise.batching import arrive, cut, pass_iterations, start_iteration
 from simulator.splitwise.layout import (
@@ -95,6 +94,7 @@ from simulator.splitwise.pending import (
     push_move,
     replay_tournament,
 )
+from solver.compiled import compiled
 
 FINISHED, NEEDS_SLOTS, NEEDS_BLOCKS, OVERLOADED = range(4)
 COMPLETED, REJECTED = 1, 2

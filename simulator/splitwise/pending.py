@@ -6,7 +6,6 @@ to probe the same ranks. The list is kept in linked blocks, which makes insertin
 grows.
 """
 
-from simulator.compiled import compiled
 from simulator.splitwise.layout import (
     ARRIVAL_S,
     BLOCK_ITEMS,
@@ -37,6 +36,7 @@ from simulator.splitwise.layout import (
     STARTS,
     World,
 )
+from solver.compiled import compiled
 
 
 @compiled

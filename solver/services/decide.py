@@ -11,7 +11,7 @@ are applied are decided; proposals are then made within what those leave.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
 from solver.domain.deadline import Clock, Deadline
 from solver.domain.errors import InputError

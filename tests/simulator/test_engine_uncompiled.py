@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simulator.compiled import COMPILING
+from solver.compiled import COMPILING
 from tests.simulator.record_digests import SCENARIOS, digests
 
 PRINT_DIGESTS = """
-from simulator.compiled import COMPILING
+from solver.compiled import COMPILING
 from tests.simulator.record_digests import digests
 assert not COMPILING
 print(*digests())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from solver.check import certify_routing
+from solver.check.gpu_mix import certify_routing
 from solver.domain.gpu_mix import GpuMixInstance, ModelDemand
 
 Counts = tuple[int, ...]

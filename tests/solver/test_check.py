@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
-from solver.check import Floats, certify_routing, check_gpu_mix
+from solver.check.gpu_mix import Floats, certify_routing, check_gpu_mix
 from solver.domain.gpu_mix import (
     BindingLimit,
     GpuMixInstance,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
 from solver.gpu_mix import columns

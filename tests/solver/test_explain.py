@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import (
     BindingLimit,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
 from solver.gpu_mix.explain import explain_plan
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix

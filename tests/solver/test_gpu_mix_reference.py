@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from solver.backends.choose import BackendName
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.gpu_mix import PlanStatus
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from telemetry.sources.gpu_mix_file import read_gpu_mix_instance

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from solver.check import check_gpu_mix
+from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.gpu_mix import (
     GpuMixInstance,
     GpuMixPlan,

@@ -1,8 +1,9 @@
-"""The one door to numba: how kernels of the simulator are compiled, cached and, for tests, left uncompiled.
+"""The one door to numba: how kernels are compiled, cached and, for tests, left uncompiled.
 
 It exists so that every kernel is compiled by the same strict rules (no fast-math, so that compiled and uncompiled runs
-agree to the bit) and so that nothing else imports numba. Setting NUMBA_DISABLE_JIT=1 before the process starts runs the
-same source as plain Python. It contains no kernel.
+agree to the bit) and so that nothing else imports numba. It is the one place in `solver` that touches a disk: compiled
+kernels are kept there, and nothing that is decided depends on them. Setting NUMBA_DISABLE_JIT=1 before the process
+starts runs the same source as plain Python. It contains no kernel.
 
 The state of a run travels between kernels as one reference: passing a tuple of fifty arrays instead costs 110 ns per
 call and a minute of compilation, a reference 6 ns. `StateType` and `StateProxy` are what such a state derives from, for
@@ -50,8 +51,9 @@ def _folder_of_kernels(package: Path) -> str:
 
 
 def kernels_are_kept(package: str) -> bool:
-    """Whether the kernels of a sub-package (``engine``, ``splitwise``) were compiled before."""
-    return not COMPILING or Path(_folder_of_kernels(Path(__file__).parent / package)).is_dir()
+    """Whether the kernels of a package (``simulator.engine``) were compiled before."""
+    folder = Path(__file__).parent.parent.joinpath(*package.split("."))
+    return not COMPILING or Path(_folder_of_kernels(folder)).is_dir()
 
 
 def compiled(kernel: Kernel) -> Kernel:
