@@ -87,6 +87,9 @@ GPU_PROFILES = Resource(
     api_version=f"{GROUP}/{VERSION}", kind="GpuProfile", plural="gpuprofiles", namespaced=False
 )
 PLANS = Resource(api_version=f"{GROUP}/{VERSION}", kind="Plan", plural="plans")
+EXPERT_PLACEMENTS = Resource(
+    api_version=f"{GROUP}/{VERSION}", kind="ExpertPlacement", plural="expertplacements"
+)
 DEPLOYMENTS = Resource(api_version="apps/v1", kind="Deployment", plural="deployments")
 STATEFUL_SETS = Resource(api_version="apps/v1", kind="StatefulSet", plural="statefulsets")
 LEADER_WORKER_SETS = Resource(

@@ -31,7 +31,7 @@ def definition(kind: Kind) -> dict[str, Any]:
         "listKind": f"{kind.kind}List",
         "plural": kind.plural,
         "singular": kind.singular,
-        "categories": ["llm"],
+        "categories": ["llm", GROUP.partition(".")[0]],
     }
     if kind.short_names:
         names["shortNames"] = list(kind.short_names)
@@ -102,6 +102,8 @@ def _inlined(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         node.pop(name, None)
     if node.get("default", ...) is None or node.get("default") == "" or node.get("default") == []:
         node.pop("default")
+    if isinstance(node.get("default"), dict):  # a part's: what it leaves out is left out
+        node["default"] = {name: value for name, value in node["default"].items() if value is not None}
     if "const" in node:
         node["enum"] = [node.pop("const")]
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):

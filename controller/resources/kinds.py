@@ -5,6 +5,7 @@ It exists so that the generator, the controller and the tests take group, plural
 
 from dataclasses import dataclass
 
+from controller.resources.expert_placement import ExpertPlacementSpec, ExpertPlacementStatus
 from controller.resources.gpu_profile import GpuProfileSpec, GpuProfileStatus
 from controller.resources.model_service import ModelServiceSpec, ModelServiceStatus
 from controller.resources.plan import PlanSpec, PlanStatus
@@ -117,4 +118,29 @@ PLAN = Kind(
         AGE,
     ),
 )
-KINDS = (MODEL_SERVICE, GPU_PROFILE, PLAN)
+EXPERT_PLACEMENT = Kind(
+    kind="ExpertPlacement",
+    plural="expertplacements",
+    namespaced=True,
+    spec=ExpertPlacementSpec,
+    status=ExpertPlacementStatus,
+    description="Where the experts of an MoE model sit: shape, GPUs, loads, and the map in force.",
+    short_names=("eplace",),
+    columns=(
+        Column(name="Model", path=".spec.modelRef.name"),
+        Column(name="Engine", path=".spec.engine"),
+        Column(name="EP", path=".spec.epSize", type="integer"),
+        Column(name="Phase", path=".status.phase"),
+        Column(
+            name="Balance",
+            path=".status.balance.mean",
+            type="number",
+            description="fullest GPU over the mean",
+        ),
+        Column(name="Gap", path=".status.gap", type="number"),
+        Column(name="Moved", path=".status.movedRatio", type="number", wide=True),
+        Column(name="Message", path=".status.message", wide=True),
+        AGE,
+    ),
+)
+KINDS = (MODEL_SERVICE, GPU_PROFILE, PLAN, EXPERT_PLACEMENT)

@@ -10,8 +10,10 @@ from pydantic import ConfigDict, Field
 
 from controller.resources.schema import (
     ATOMIC,
+    PATH,
     Amount,
     Conditions,
+    DataKey,
     Label,
     Latency,
     ModelName,
@@ -20,10 +22,12 @@ from controller.resources.schema import (
     Part,
     Rate,
     Replicas,
+    Selector,
     TargetRef,
     Text,
     Time,
     Tokens,
+    Url,
     list_map,
     rules,
     spelled,
@@ -31,16 +35,6 @@ from controller.resources.schema import (
 
 MOST_VARIANTS = 16
 MOST_BUCKETS = 256
-_PATH = '/[!-"$->@-~]*'
-"""Printable ASCII without a space, # and ?."""
-_HOST_LABEL = "[A-Za-z0-9]([-A-Za-z0-9_]{0,61}[A-Za-z0-9])?"
-_HOST = rf"({_HOST_LABEL}(\.{_HOST_LABEL})*|\[[0-9A-Fa-f:.]+\])"
-_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-_SPACE = r"[ \t\n]*"
-_MATCHER = (
-    rf'{_SPACE}[a-zA-Z_][a-zA-Z0-9_]*{_SPACE}(=~|!~|!=|=){_SPACE}"([^"\\\x00-\x1f]|\\["\\nt])*"{_SPACE}'
-)
-_MATCHERS = f"({_SPACE}|{_MATCHER}(,{_MATCHER})*,?{_SPACE})"
 
 
 class Mode(StrEnum):
@@ -98,7 +92,7 @@ class Scrape(Part):
     engine: Engine = Engine.VLLM
     port: int = Field(default=8000, ge=1, le=65535)
     path: str = spelled(
-        f"^{_PATH}$",
+        f"^{PATH}$",
         "is no path such as /metrics, without spaces, ? and #",
         default="/metrics",
         max_length=256,
@@ -108,18 +102,8 @@ class Scrape(Part):
 class PrometheusSource(Part):
     """Traffic read from a Prometheus server."""
 
-    url: str = spelled(
-        f"^https?://{_HOST}(:{_PORT})?({_PATH})?$",
-        "is no address such as http://prometheus.monitoring:9090, without user, ? and #",
-        max_length=1024,
-    )
-    selector: str = spelled(
-        rf"^({_MATCHERS}|{_SPACE}\{{{_MATCHERS}\}}{_SPACE})$",
-        'is no list of label matchers such as namespace="chat",model_name="m"',
-        ('!self.contains("__name__")', "names a series; labels only: Ballast names the series"),
-        default="",
-        max_length=1024,
-    )
+    url: Url
+    selector: Selector = ""
     engine: Engine = Engine.VLLM
 
 
@@ -127,13 +111,7 @@ class TraceSource(Part):
     """Traffic taken from a recorded trace in a ConfigMap."""
 
     name: ObjectName
-    key: str = spelled(
-        r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
-        "is no key of a ConfigMap: letters, digits, -, _ and .",
-        default="trace.csv",
-        min_length=1,
-        max_length=253,
-    )
+    key: DataKey = "trace.csv"
 
 
 class Traffic(Part):

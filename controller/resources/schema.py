@@ -74,6 +74,43 @@ ModelName = Annotated[
     str,
     spelled("^[!-~]+$", "is no name of a model: letters, digits and signs, no spaces", max_length=253),
 ]
+PATH = '/[!-"$->@-~]*'
+"""Printable ASCII without a space, # and ?."""
+_HOST_LABEL = "[A-Za-z0-9]([-A-Za-z0-9_]{0,61}[A-Za-z0-9])?"
+_HOST = rf"({_HOST_LABEL}(\.{_HOST_LABEL})*|\[[0-9A-Fa-f:.]+\])"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_SPACE = r"[ \t\n]*"
+_MATCHER = (
+    rf'{_SPACE}[a-zA-Z_][a-zA-Z0-9_]*{_SPACE}(=~|!~|!=|=){_SPACE}"([^"\\\x00-\x1f]|\\["\\nt])*"{_SPACE}'
+)
+_MATCHERS = f"({_SPACE}|{_MATCHER}(,{_MATCHER})*,?{_SPACE})"
+Url = Annotated[
+    str,
+    spelled(
+        f"^https?://{_HOST}(:{_PORT})?({PATH})?$",
+        "is no address such as http://prometheus.monitoring:9090, without user, ? and #",
+        max_length=1024,
+    ),
+]
+Selector = Annotated[
+    str,
+    spelled(
+        rf"^({_MATCHERS}|{_SPACE}\{{{_MATCHERS}\}}{_SPACE})$",
+        'is no list of label matchers such as namespace="chat",model_name="m"',
+        ('!self.contains("__name__")', "names a series; labels only: Ballast names the series"),
+        max_length=1024,
+    ),
+]
+DataKey = Annotated[
+    str,
+    spelled(
+        r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
+        "is no key of a ConfigMap: letters, digits, -, _ and .",
+        min_length=1,
+        max_length=253,
+    ),
+]
+"""A key of a ConfigMap."""
 Amount = Annotated[float, Field(ge=0, le=1e12)]
 Rate = Annotated[float, Field(ge=0, le=1e6)]
 Money = Annotated[float, Field(ge=0, le=1e6)]

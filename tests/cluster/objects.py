@@ -271,7 +271,68 @@ def _idle_least(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) 
         made["idleWatts"] = min(made.values())
 
 
+def _one_load(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    sources = [name for name, part in schema["properties"].items() if part["type"] == "object"]
+    source = draw(st.sampled_from(sources))
+    kept = made.get(source, None) or draw(_of(schema["properties"][source], f"loadSource.{source}", names))
+    for name in sources:
+        made.pop(name, None)
+    made[source] = kept
+
+
+def _few_of_many(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    made["topK"] = min(made["topK"], made["experts"])
+
+
+def _even_groups(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "expertGroups" in made:
+        made["expertGroups"] = math.gcd(made["expertGroups"], made["experts"])
+
+
+def _all_layers(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "decoderLayers" in made:
+        made["decoderLayers"] = max(made["decoderLayers"], made.get("firstMoeLayer", 0) + made["moeLayers"])
+
+
+def _ranks(draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    """Let GPUs, ranks and slots agree."""
+    nodes = made["topology"].get("nodes", ())
+    if sum(len(node["gpus"]) for node in nodes) > 4096:
+        for node in nodes:
+            del node["gpus"][1:]
+    gpus = [gpu for node in nodes for gpu in node["gpus"]]
+    if gpus:
+        made["epSize"] = len(gpus)
+    experts, ranks = made["modelRef"]["experts"], made["epSize"]
+    made["redundantExperts"] = -experts % ranks
+    stated = draw(st.booleans())
+    for gpu in gpus:
+        gpu.pop("slots", None)
+        if stated:
+            gpu["slots"] = (experts + made["redundantExperts"]) // ranks
+
+
+def _somewhere(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    if "nodes" not in made["topology"] and "targetRef" not in made:
+        made["targetRef"] = draw(_of(schema["properties"]["targetRef"], "spec.targetRef", names))
+
+
+def _restartable(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "targetRef" not in made and made.get("apply") == "rolloutRestart":
+        made["apply"] = "none"
+
+
 REPAIRS: dict[str, Repair] = {
+    "exactly one of configMap, pvc, prometheus, httpDump and sqlStore is needed": _one_load,
+    "topK is larger than experts": _few_of_many,
+    "expertGroups does not divide experts": _even_groups,
+    "firstMoeLayer and moeLayers go beyond decoderLayers": _all_layers,
+    "the model cannot change: make another ExpertPlacement": _nothing,
+    "experts + redundantExperts is no multiple of epSize": _ranks,
+    "the GPUs of topology.nodes are not as many as epSize": _nothing,
+    "slots are needed of every GPU or of none, and their sum is experts + redundantExperts": _nothing,
+    "topology.nodes or targetRef is needed: nobody says where the GPUs are": _somewhere,
+    "rolloutRestart needs targetRef: what is to be restarted": _restartable,
     "exactly one of histogram, scrape, prometheus and traceConfigMap is needed": _one_source,
     "apiVersion is apps/v1 for Deployment and StatefulSet, leaderworkerset.x-k8s.io/v1 for LeaderWorkerSet": (
         _known_version

@@ -185,6 +185,42 @@ def service(
     }
 
 
+def expert_placement(
+    namespace: str,
+    name: str,
+    *,
+    nodes: int,
+    gpus: int,
+    experts: int,
+    layers: int,
+    redundant: int = 0,
+    engine: str = "sglang",
+    **more: Any,
+) -> Object:
+    """Return an ExpertPlacement whose loads stand in the ConfigMap of its name."""
+    ranks = [{"name": f"node-{i}", "gpus": [{"id": g} for g in range(gpus)]} for i in range(nodes)]
+    return {
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "modelRef": {
+                "name": "moe",
+                "moeLayers": layers,
+                "firstMoeLayer": 1,
+                "experts": experts,
+                "topK": 2,
+                "expertBytes": 1_000_000,
+            },
+            "engine": engine,
+            "epSize": nodes * gpus,
+            "redundantExperts": redundant,
+            "topology": {"nodes": ranks, "bwIntraGBps": 450, "bwInterGBps": 50},
+            "loadSource": {"configMap": {"name": name}},
+            "objective": {"usPerTokenExpert": 0.2, "bytesPerTokenCopy": 14_336},
+            **more,
+        },
+    }
+
+
 @dataclass(slots=True)
 class OperatorProcess:
     """One replica of the operator as a process of its own."""

@@ -635,7 +635,7 @@ def test_upgrade_rollback_and_uninstall_leave_users_alone(
     assert untouched(), "definitions and services survive an uninstall"
     assert left_behind(cluster, release) == {
         ("CustomResourceDefinition", f"{plural}.ballast.dev")
-        for plural in ("gpuprofiles", "leaderships", "modelservices", "plans")
+        for plural in ("expertplacements", "gpuprofiles", "leaderships", "modelservices", "plans")
     }
     release.install()  # and the definitions are taken on again
     assert untouched()

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from controller.operator.api import GPU_PROFILES, MODEL_SERVICES, PLANS, STATUS, Api, ApiError, Resource
+from controller.operator.api import (
+    EXPERT_PLACEMENTS,
+    GPU_PROFILES,
+    MODEL_SERVICES,
+    PLANS,
+    STATUS,
+    Api,
+    ApiError,
+    Resource,
+)
+from controller.resources.expert_placement import ExpertPlacementSpec
 from controller.resources.generate import definition
 from controller.resources.kinds import KINDS, MODEL_SERVICE
 from controller.resources.model_service import ModelServiceSpec
@@ -23,7 +33,12 @@ SPACE = "resources"
 LWS = "leaderworkerset.x-k8s.io/v1"
 NOW = "2026-11-21T10:00:00Z"
 GONE: Any = ...
-RESOURCES = {"ModelService": MODEL_SERVICES, "GpuProfile": GPU_PROFILES, "Plan": PLANS}
+RESOURCES = {
+    "ModelService": MODEL_SERVICES,
+    "GpuProfile": GPU_PROFILES,
+    "Plan": PLANS,
+    "ExpertPlacement": EXPERT_PLACEMENTS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +85,12 @@ def good_plan() -> Object:
     }
 
 
+def good_placement() -> Object:
+    return scene.expert_placement(SPACE, "good", nodes=2, gpus=2, experts=8, layers=3, redundant=4)
+
+
 GOOD: dict[str, Callable[[], Object]] = {
+    "ExpertPlacement": good_placement,
     "ModelService": good_service,
     "GpuProfile": good_profile,
     "Plan": good_plan,
@@ -287,6 +307,86 @@ INVALID: tuple[tuple[str, str, Any, str], ...] = (
         "idleWatts is larger than prefillWatts",
     ),
     ("GpuProfile", "spec.power", {"idleWatts": 9, "decodeWatts": 8}, "idleWatts is larger than decodeWatts"),
+    ("ExpertPlacement", "spec.modelRef", GONE, "spec.modelRef: Required value"),
+    ("ExpertPlacement", "spec.modelRef.name", "two words", "is no name of a model"),
+    ("ExpertPlacement", "spec.modelRef.moeLayers", 0, "should be greater than or equal to 1"),
+    ("ExpertPlacement", "spec.modelRef.moeLayers", 513, "should be less than or equal to 512"),
+    ("ExpertPlacement", "spec.modelRef.experts", 2049, "should be less than or equal to 2048"),
+    ("ExpertPlacement", "spec.modelRef.expertBytes", 0, "should be greater than or equal to 1"),
+    ("ExpertPlacement", "spec.modelRef.topK", 9, "topK is larger than experts"),
+    ("ExpertPlacement", "spec.modelRef.expertGroups", 3, "expertGroups does not divide experts"),
+    (
+        "ExpertPlacement",
+        "spec.modelRef.decoderLayers",
+        3,
+        "firstMoeLayer and moeLayers go beyond decoderLayers",
+    ),
+    ("ExpertPlacement", "spec.engine", "tgi", '"sglang", "tensorrt-llm", "vllm", "vllm-ascend"'),
+    ("ExpertPlacement", "spec.redundantExperts", 3, "experts + redundantExperts is no multiple of epSize"),
+    ("ExpertPlacement", "spec.epSize", 6, "the GPUs of topology.nodes are not as many as epSize"),
+    ("ExpertPlacement", "spec.topology.nodes.0.gpus.1.slots", 3, "slots are needed of every GPU or of none"),
+    (
+        "ExpertPlacement",
+        "spec.topology.nodes",
+        [{"name": "n", "gpus": [{"id": i, "slots": 2 + (i == 3)} for i in range(4)]}],
+        "their sum is experts + redundantExperts",
+    ),
+    ("ExpertPlacement", "spec.topology.nodes", GONE, "nobody says where the GPUs are"),
+    ("ExpertPlacement", "spec.topology.nodes", [], "should have at least 1 items"),
+    ("ExpertPlacement", "spec.topology.nodes.1.name", "node-0", "Duplicate value"),
+    ("ExpertPlacement", "spec.topology.nodes.1.gpus.1.id", 0, "Duplicate value"),
+    ("ExpertPlacement", "spec.topology.nodes.1.gpus.1.speed", 0, "should be greater than 0"),
+    (
+        "ExpertPlacement",
+        "spec.topology.nodes.1.gpus.1.speed",
+        1e-4,
+        "is less than 0.001 of the reference GPU",
+    ),
+    ("ExpertPlacement", "spec.topology.bwInterGBps", GONE, "spec.topology.bwInterGBps: Required value"),
+    ("ExpertPlacement", "spec.topology.bwIntraGBps", 1e-300, "is less than 0.001 GB/s"),
+    (
+        "ExpertPlacement",
+        "spec.loadSource",
+        {},
+        "exactly one of configMap, pvc, prometheus, httpDump and sqlStore",
+    ),
+    ("ExpertPlacement", "spec.loadSource.sqlStore", {"recording": "r"}, "exactly one of configMap, pvc"),
+    ("ExpertPlacement", "spec.loadSource.configMap.key", "a/b", "is no key of a ConfigMap"),
+    ("ExpertPlacement", "spec.loadSource", {"pvc": {"claim": "c", "path": "../x"}}, "is no path of a file"),
+    ("ExpertPlacement", "spec.loadSource", {"pvc": {"claim": "c", "path": "a/.."}}, "is no path of a file"),
+    (
+        "ExpertPlacement",
+        "spec.loadSource",
+        {"pvc": {"claim": "c", "path": "/etc/passwd"}},
+        "is no path of a file",
+    ),
+    ("ExpertPlacement", "spec.loadSource", {"httpDump": {"url": "file:///etc/passwd"}}, URL),
+    (
+        "ExpertPlacement",
+        "spec.loadSource",
+        {"prometheus": {"url": "http://p", "metric": "a{} or b"}},
+        "is no name of a metric",
+    ),
+    (
+        "ExpertPlacement",
+        "spec.loadSource",
+        {"prometheus": {"url": "http://p", "metric": "m", "layerLabel": "a) or b"}},
+        "is no name of a label",
+    ),
+    ("ExpertPlacement", "spec.loadSource.ewmaAlpha", 0, "should be greater than 0"),
+    ("ExpertPlacement", "spec.loadSource.ewmaAlpha", 1.5, "should be less than or equal to 1"),
+    ("ExpertPlacement", "spec.loadSource.windowSeconds", 1, "should be greater than or equal to 10"),
+    ("ExpertPlacement", "spec.commModel", "gossip", '"dispatch", "transition"'),
+    ("ExpertPlacement", "spec.objective.usPerTokenExpert", 0, "should be greater than 0"),
+    ("ExpertPlacement", "spec.objective.bytesPerTokenCopy", -1, "should be greater than or equal to 0"),
+    ("ExpertPlacement", "spec.solver", {"mode": "slow"}, '"fast", "full", "exact"'),
+    ("ExpertPlacement", "spec.solver", {"timeLimitSeconds": 601}, "should be less than or equal to 600"),
+    ("ExpertPlacement", "spec.migration", {"maxMovedRatio": 1.1}, "should be less than or equal to 1"),
+    ("ExpertPlacement", "spec.migration", {"windowsUntilNext": 0}, "should be greater than or equal to 1"),
+    ("ExpertPlacement", "spec.apply", "rolloutRestart", "rolloutRestart needs targetRef"),
+    ("ExpertPlacement", "spec.apply", "restart", '"none", "configMap", "rolloutRestart"'),
+    ("ExpertPlacement", "spec.mode", "Observe", '"Recommend", "Auto"'),
+    ("ExpertPlacement", "spec.targetRef", {"kind": "Pod", "name": "p"}, '"Deployment", "StatefulSet"'),
     ("Plan", "spec.digest", GONE, "spec.digest: Required value"),
     ("Plan", "spec.steps.0.action", "Explode", '"ScaleUp", "Shift", "Drain", "ScaleDown"'),
     ("Plan", "spec.steps.0.toReplicas", -1, "should be greater than or equal to 0"),
@@ -370,6 +470,51 @@ def test_the_model_of_a_service_never_changes(api: Api) -> None:
     scene.drop(api, MODEL_SERVICES, SPACE, "good")
 
 
+def test_the_model_of_a_placement_never_changes(api: Api) -> None:
+    body = good_placement()
+    scene.put(api, EXPERT_PLACEMENTS, body)
+    with pytest.raises(ApiError, match="the model cannot change: make another ExpertPlacement"):
+        scene.put(api, EXPERT_PLACEMENTS, changed(body, "spec.modelRef.name", "another"))
+    scene.drop(api, EXPERT_PLACEMENTS, SPACE, "good")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"pvc": {"claim": "loads", "path": "team/latest.json"}},
+        {"prometheus": {"url": "http://p:9090", "metric": "expert_tokens_total", "selector": 'model="m"'}},
+        {"httpDump": {"url": "http://recorder.chat:8080/dump"}},
+        {"sqlStore": {"recording": "r"}},
+        {"configMap": None, "httpDump": {"url": "http://r"}},
+    ],
+)
+def test_each_source_of_loads_is_taken(api: Api, source: Object) -> None:
+    body = changed(good_placement(), "spec.loadSource", source)
+    taken = offered(api, EXPERT_PLACEMENTS, body)
+    assert ExpertPlacementSpec.model_validate(taken["spec"]).load_source.written()
+
+
+def test_a_placement_without_nodes_names_its_target(api: Api) -> None:
+    body = changed(good_placement(), "spec.topology.nodes", GONE)
+    body["spec"] |= {"targetRef": {"kind": "StatefulSet", "name": "engine"}, "apply": "rolloutRestart"}
+    filled = offered(api, EXPERT_PLACEMENTS, body)["spec"]
+    assert filled["targetRef"]["apiVersion"] == "apps/v1"
+    assert (filled["commModel"], filled["mode"], filled["paused"]) == ("dispatch", "Recommend", False)
+    assert filled["solver"] == {"mode": "fast", "timeLimitSeconds": 30, "seed": 0}
+    assert filled["loadSource"]["ewmaAlpha"] == 0.3
+    assert ExpertPlacementSpec.model_validate(body["spec"]) == ExpertPlacementSpec.model_validate(filled)
+    del body["spec"]["apply"]
+    assert offered(api, EXPERT_PLACEMENTS, body)["spec"]["apply"] == "configMap"
+
+
+def test_the_largest_group_costs_the_server_no_more_than_it_allows(api: Api) -> None:
+    nodes = [{"name": f"n{i}", "gpus": [{"id": g, "slots": 1} for g in range(32)]} for i in range(128)]
+    body = changed(good_placement(), "spec.topology.nodes", nodes)
+    body["spec"] |= {"epSize": 4096, "redundantExperts": 2048}
+    body["spec"]["modelRef"]["experts"] = 2048
+    offered(api, EXPERT_PLACEMENTS, body)
+
+
 def test_what_is_left_out_is_filled_in(api: Api) -> None:
     body = good_service()
     spec = body["spec"]
@@ -431,21 +576,41 @@ def test_kubectl_prints_what_matters(api: Api, kubectl: Path, plane: ControlPlan
         "summary": "a10g 8→0, h100 0→2",
         "message": message,
     }
-    for resource, body in ((MODEL_SERVICES, service), (GPU_PROFILES, good_profile()), (PLANS, good_plan())):
+    for resource, body in (
+        (MODEL_SERVICES, service),
+        (GPU_PROFILES, good_profile()),
+        (PLANS, good_plan()),
+        (EXPERT_PLACEMENTS, good_placement()),
+    ):
         body["metadata"]["labels"] = {"printed": "yes"}
         scene.put(api, resource, body)
     for resource, written in (
         (MODEL_SERVICES, status),
         (PLANS, {"phase": "Applying", "step": 1, "steps": 3, "message": "Deployment one goes to 2"}),
+        (
+            EXPERT_PLACEMENTS,
+            {
+                "phase": "Applied",
+                "balance": {"mean": 1.02, "max": 1.1},
+                "gap": 0.03,
+                "movedRatio": 0.05,
+                "message": "as planned",
+            },
+        ),
     ):
         metadata = {"name": "good", "namespace": SPACE}
         api.apply(resource, {"metadata": metadata, "status": written}, manager=STATUS, subresource="status")
-    said = kubectl_says(kubectl, plane, "get", "modelservices,plans,gpuprofiles", "-lprinted=yes", "-owide")
-    services, plans, profiles = [table.splitlines() for table in said.strip().split("\n\n")]
-    heads = [table[0].split() for table in (services, plans, profiles)]
+    said = kubectl_says(
+        kubectl, plane, "get", "modelservices,plans,gpuprofiles,eplace", "-lprinted=yes", "-owide"
+    )
+    services, plans, profiles, placements = [table.splitlines() for table in said.strip().split("\n\n")]
+    heads = [table[0].split() for table in (services, plans, profiles, placements)]
     assert heads[0] == ["NAME", "MODEL", "MODE", "RATE", "REPLICAS", "USD/H", "APPLIED", "MESSAGE", "AGE"]
     assert heads[1] == ["NAME", "PHASE", "STEP", "OF", "USD/H", "BOUND", "GAP", "DIGEST", "MESSAGE", "AGE"]
     assert heads[2] == ["NAME", "MODEL", "GPU", "GPUS", "USD/H", "SOURCE", "MESSAGE", "AGE"]
+    assert heads[3] == ["NAME", "MODEL", "ENGINE", "EP", "PHASE", "BALANCE", "GAP", "MOVED", "MESSAGE", "AGE"]
+    row = [cell.strip() for cell in placements[1].split("   ") if cell.strip()]
+    assert row[1:-1] == ["moe", "sglang", "4", "Applied", "1.02", "0.03", "0.05", "as planned"]
     row = [cell.strip() for cell in services[1].split("   ") if cell.strip()]
     assert row[:-1] == [
         "modelservice.ballast.dev/good",
@@ -472,10 +637,11 @@ def test_kubectl_prints_what_matters(api: Api, kubectl: Path, plane: ControlPlan
     assert message not in narrow
     assert max(map(len, narrow.splitlines())) <= 120  # it fits a window
     assert "modelservice.ballast.dev/good" in kubectl_says(kubectl, plane, "get", "llm", "-o", "name")
+    assert "expertplacement.ballast.dev/good" in kubectl_says(kubectl, plane, "get", "ballast", "-o", "name")
     assert "Requests per second." in kubectl_says(
         kubectl, plane, "explain", "modelservice.spec.traffic.histogram.buckets.rateRps"
     )
-    for resource in (MODEL_SERVICES, PLANS, GPU_PROFILES):
+    for resource in (MODEL_SERVICES, PLANS, GPU_PROFILES, EXPERT_PLACEMENTS):
         scene.drop(api, resource, SPACE if resource.namespaced else None, "good")
 
 
@@ -486,7 +652,7 @@ def test_the_models_read_every_object_the_server_takes(api: Api, kind: Any) -> N
     taken, refusals = 0, []
 
     @settings(
-        max_examples=60,
+        max_examples=120,
         deadline=None,
         derandomize=True,
         database=None,

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from controller.operator import annotated, brain, views
 from controller.operator.metrics import Metrics
+from controller.resources.expert_placement import ExpertPlacementSpec
 from controller.resources.gpu_profile import GpuProfileSpec
 from controller.resources.kinds import KINDS
 from controller.resources.model_service import Mode, ModelServiceSpec
@@ -74,7 +75,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from fields(inner, f"{path}.")
 
 
-@pytest.mark.parametrize("model", [ModelServiceSpec, GpuProfileSpec, PlanSpec])
+@pytest.mark.parametrize("model", [ModelServiceSpec, GpuProfileSpec, PlanSpec, ExpertPlacementSpec])
 def test_every_field_is_in_a_table(model: type[BaseModel]) -> None:
     words = {part for name in NAMED for part in name.split(".")}
     missing = [path for path in fields(model) if path.rpartition(".")[2] not in words]

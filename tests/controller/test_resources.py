@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from controller.resources import generate
 from controller.resources.generate import definition, structural
-from controller.resources.kinds import AGE, KINDS, MODEL_SERVICE, Column, Kind, Scale
+from controller.resources.kinds import AGE, KINDS, MODEL_SERVICE, PLAN, Column, Kind, Scale
 from controller.resources.model_service import ModelServiceSpec
 from controller.resources.schema import Label, ObjectName, Part, list_map, rules, spelled
 
@@ -172,7 +172,7 @@ def test_names_scope_and_columns() -> None:
         "listKind": "ToyList",
         "plural": "toys",
         "singular": "toy",
-        "categories": ["llm"],
+        "categories": ["llm", "ballast"],
     }
     columns = body["spec"]["versions"][0]["additionalPrinterColumns"]
     assert columns[0] == {"name": "Replicas", "type": "integer", "jsonPath": ".spec.replicas"}
@@ -190,7 +190,7 @@ def test_everything_that_grows_has_a_bound(kind: Kind) -> None:
             assert part["x-kubernetes-list-type"] in {"map", "atomic"}, at
         if "additionalProperties" in part:
             assert part.get("maxProperties", 0) > 0, at
-        if part["type"] in {"number", "integer"} and at.startswith(".spec") and kind is not KINDS[2]:
+        if part["type"] in {"number", "integer"} and at.startswith(".spec") and kind is not PLAN:
             assert {"minimum", "maximum"} <= part.keys(), at
 
 
