@@ -1,10 +1,10 @@
 """EPLB's rule: replicate the most loaded experts, then pack them greedily, in nodes or over all GPUs at once.
 
 It exists as the rule that engines run today, to be chosen as a method and to be judged as a peer: written anew from
-its description (DeepSeek's EPLB) in numpy, packing all layers at once (vLLM's port in numpy packs layer by layer). Ties go as the published code sends
-them where that is determined: the first of equal packs and the first of equally loaded experts; equal weights are
-packed in the order of their numbers. It knows neither traffic nor the map in force nor speeds, and it may put replicas
-of one expert on one GPU.
+its description (DeepSeek's EPLB) in numpy, packing all layers at once (vLLM's port in numpy packs layer by layer).
+Ties go as the published code sends them where that is determined: the first of equal packs and the first of equally
+loaded experts; equal weights are packed in the order of their numbers. It knows neither traffic nor the map in force
+nor speeds, and it may put replicas of one expert on one GPU.
 """
 
 from typing import TypeVar
