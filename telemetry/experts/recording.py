@@ -63,11 +63,11 @@ def loads_of_sample(sample: Sample, experts: int) -> Floats:
 
 def counts_by_expert(slot_counts: Floats, p2l: npt.NDArray[np.integer], experts: int) -> Floats:
     """Add counts of slots, [..., L, S], up by the expert that a map [L, S] puts there, [..., L, E]."""
-    load = np.zeros((*slot_counts.shape[:-1], experts))
-    for layer, row in enumerate(p2l):
-        for slot, expert in enumerate(row):
-            load[..., layer, expert] += slot_counts[..., layer, slot]
-    return load
+    layers = p2l.shape[0]
+    keys = (np.arange(layers, dtype=np.int64)[:, None] * experts + p2l).ravel()
+    parts = slot_counts.reshape(-1, keys.size)
+    load = np.array([np.bincount(keys, weights=part, minlength=layers * experts) for part in parts])
+    return load.reshape(*slot_counts.shape[:-1], experts)
 
 
 def transitions_of(sample: Sample, experts: int) -> Floats:

@@ -229,6 +229,29 @@ def test_a_header_that_claims_too_much(tmp_path: Path) -> None:
         read_expert_instance(path)
 
 
+def test_archives_that_numpy_does_not_write(tmp_path: Path) -> None:
+    document, arrays = instance_parts()
+    path = write_instance(tmp_path, document, arrays)
+    raw = io.BytesIO()
+    np.save(raw, arrays["load"])
+    with zipfile.ZipFile(tmp_path / "small.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("load.npy", raw.getvalue())
+    with pytest.raises(InputError, match="compressed in a way that is not known here"):
+        read_expert_instance(path)
+    for content, message in (
+        (b"text", "not an npy array"),
+        (raw.getvalue().replace(b"(3, 4)", b"(3, x)"), "header"),
+    ):
+        with zipfile.ZipFile(tmp_path / "small.npz", "w") as archive:
+            archive.writestr("load.npy", content)
+        with pytest.raises(InputError, match=message):
+            read_expert_instance(path)
+    with zipfile.ZipFile(tmp_path / "small.npz", "w") as archive:
+        archive.writestr("load", raw.getvalue())
+    with pytest.raises(InputError, match="load: missing"):
+        read_expert_instance(path)
+
+
 def test_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document, arrays = instance_parts()
     path = write_instance(tmp_path, document, arrays)

@@ -147,6 +147,9 @@ def test_programs_are_refused_and_do_not_run(
         b"\x80\x02h\x07.",
         b"\x80\x02r\xff\xff\xff\xff.",
         b"\x80\x02t.",
+        b"\x80\x02(\x85.",
+        b"\x80\x02(X\x01\x00\x00\x00actorch\nIntStorage\nNNNtQ.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))tR.",
         b"\x80\x02a.",
         b"\x80\x02NNa.",
         b"\x80\x02](N(e.",
@@ -175,6 +178,16 @@ def test_archives_of_other_kinds(tmp_path: Path) -> None:
         read_torch(tmp_path / "a.npz")
 
 
+def test_tensors_with_sizes_below_0_or_half_a_number() -> None:
+    program = _view(b"IntStorage", 6, 0, (3, 2), (2, 1))
+    for what, raw in ((b"J\xff\xff\xff\xff", bytes(24)), (b"K\x03", bytes(23))):
+        with pytest.raises(InputError, match=r"damaged|cut off"):
+            _read(torch_archive(program.replace(b"K\x03", what, 1), [np.frombuffer(raw, dtype=np.uint8)]))
+    keyed_by_number = program.replace(b"X\x01\x00\x00\x000X", b"K\x00X")
+    with pytest.raises(InputError, match="damaged"):
+        _read(torch_archive(keyed_by_number))
+
+
 def _refused_or_read(raw: bytes) -> None:
     refusal = ""
     try:
@@ -191,7 +204,7 @@ def test_any_program_is_read_or_refused(program: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_mutated_programs(data: st.DataObject) -> None:
     program = bytearray(_view(b"IntStorage", 6, 0, (3, 2), (2, 1)))
     for _ in range(data.draw(st.integers(1, 3))):
