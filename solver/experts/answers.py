@@ -1,0 +1,33 @@
+"""What a method of a paper answers: a map, and how well it solved the paper's own program.
+
+It exists because the papers minimise other things than J: their objectives, bounds and gaps are stated in their own
+units beside the map, which is then scored like any other. It holds no method.
+"""
+
+from dataclasses import dataclass
+
+from solver.domain.moe import Slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramAnswer:
+    """One program of a paper: what was reached and what is proved."""
+
+    name: str
+    unit: str
+    objective: float
+    lower_bound: float
+    """No answer to the program is below."""
+
+    @property
+    def gap_ratio(self) -> float:
+        """How far from the bound, relative to the objective; 0 is proved optimal."""
+        return max(0.0, (self.objective - self.lower_bound) / max(abs(self.objective), 1e-15))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MethodAnswer:
+    """A map [L, S] and the programs that led to it, in their order."""
+
+    physical_to_logical: Slots
+    programs: tuple[ProgramAnswer, ...]
