@@ -20,7 +20,8 @@ def ballast_version() -> str:
         return "unknown"
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """Keep so many digits that sums read as people expect, and far more than any tolerance needs."""
     return None if value is None else float(f"{float(value):.{DIGITS}g}")
 
 
@@ -36,12 +37,12 @@ def gpu_mix_answer(
         "version": ballast_version(),
         "instance": instance.name,
         "status": str(plan.status),
-        "objective": _rounded(plan.objective),
-        "cost_usd_per_h": _rounded(plan.objective),
-        "running_cost_usd_per_h": _rounded(plan.running_cost_usd_per_h),
-        "change_cost_usd": _rounded(plan.change_cost_usd),
-        "lower_bound_usd_per_h": _rounded(plan.lower_bound_usd_per_h),
-        "gap_ratio": _rounded(plan.gap_ratio),
+        "objective": rounded(plan.objective),
+        "cost_usd_per_h": rounded(plan.objective),
+        "running_cost_usd_per_h": rounded(plan.running_cost_usd_per_h),
+        "change_cost_usd": rounded(plan.change_cost_usd),
+        "lower_bound_usd_per_h": rounded(plan.lower_bound_usd_per_h),
+        "gap_ratio": rounded(plan.gap_ratio),
         **timing,
         "method": plan.method,
         "replicas": dict(zip(names, map(list, plan.replicas), strict=False)),
@@ -55,28 +56,28 @@ def gpu_mix_answer(
             for share in plan.routing
         ],
         "load_ratio": {
-            name: [_rounded(load) for load in row] for name, row in zip(names, plan.load_ratio, strict=False)
+            name: [rounded(load) for load in row] for name, row in zip(names, plan.load_ratio, strict=False)
         },
         "gpus": {
             offer.name: {"on_demand": bought, "spot": spot}
             for offer, bought, spot in zip(instance.gpu_types, plan.bought_gpus, plan.spot_gpus, strict=False)
         },
-        "power_w": _rounded(plan.power_w),
+        "power_w": rounded(plan.power_w),
         "best_single_type": None
         if single is None
-        else {"gpu_type": single.gpu_type, "cost_usd_per_h": _rounded(single.cost_usd_per_h)},
+        else {"gpu_type": single.gpu_type, "cost_usd_per_h": rounded(single.cost_usd_per_h)},
         "second_best": None
         if rival is None
         else {
             "gpu_types": list(rival.gpu_types),
-            "cost_usd_per_h": _rounded(rival.cost_usd_per_h),
+            "cost_usd_per_h": rounded(rival.cost_usd_per_h),
             "proved": rival.proved,
         },
         "binding": [
             {
                 "kind": limit.kind,
                 "name": limit.name,
-                "price_usd_per_unit": _rounded(limit.price_usd_per_unit),
+                "price_usd_per_unit": rounded(limit.price_usd_per_unit),
                 "step_units": limit.step_units,
             }
             for limit in plan.binding

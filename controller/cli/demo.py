@@ -106,7 +106,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
     )
     options = SolveOptions(time_limit_s=given["time_limit_s"], seed=given["seed"])
-    announce_compilation()
+    announce_compilation("simulator.engine", "simulator.splitwise")
     with progress("ballast demo", STEPS) as advance:
         first = True
 

@@ -46,12 +46,12 @@ def print_table(
     console.print()
 
 
-def announce_compilation() -> None:
-    """Say on stderr that the simulator is about to be compiled, if it was not before."""
+def announce_compilation(*packages: str) -> None:
+    """Say on stderr that kernels (``simulator.engine``) are about to be compiled, if they were not before."""
     from solver.compiled import kernels_are_kept
 
-    if not (kernels_are_kept("simulator.engine") and kernels_are_kept("simulator.splitwise")):
-        click.echo("compiling the simulator for this machine (once, about half a minute)", err=True)
+    if not all(map(kernels_are_kept, packages)):
+        click.echo("compiling for this machine (once, about half a minute)", err=True)
 
 
 class Advance(Protocol):

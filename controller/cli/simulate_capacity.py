@@ -75,7 +75,7 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
         seed=given["seed"],
     )
-    announce_compilation()
+    announce_compilation("simulator.engine", "simulator.splitwise")
     with progress(f"searching {question.scenario.name}", None) as advance:
         found = capacity_of(
             question,

@@ -92,7 +92,7 @@ def provision(ctx: click.Context, /, **given: Any) -> None:
     )
     names = tuple(name.strip() for name in (given["gpu_types"] or "").split(",") if name.strip())
     families = families_of(question.scenario, question.catalogues, gpu_types=names, caps=_caps(given["caps"]))
-    announce_compilation()
+    announce_compilation("simulator.engine", "simulator.splitwise")
     with progress(f"provisioning {question.scenario.name}", len(families)) as advance:
         found = search(
             question,

@@ -62,7 +62,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     if given["merge"]:
         result = merge(spec)
     else:
-        announce_compilation()
+        announce_compilation("simulator.engine", "simulator.splitwise")
         with progress(f"sweep {Path(given['sweep_file']).stem}", len(spec.sweep)) as advance:
             shown = 0
 

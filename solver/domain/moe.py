@@ -278,7 +278,6 @@ class ExpertPlanStatus(StrEnum):
 
     OPTIMAL = "optimal"
     FEASIBLE = "feasible"
-    TIMED_OUT = "timed-out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +347,22 @@ class Move:
     """Gain less move time and its margin; the move is worth it only above 0."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramAnswer:
+    """One program of a paper: what was reached and what is proved, in the program's own unit."""
+
+    name: str
+    unit: str
+    objective: float
+    lower_bound: float
+    """No answer to the program is below."""
+
+    @property
+    def gap_ratio(self) -> float:
+        """How far from the bound, relative to the objective; 0 is proved optimal."""
+        return max(0.0, (self.objective - self.lower_bound) / max(abs(self.objective), 1e-15))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExpertPlan:
     """The answer: a map, what it costs, and how good it can be at best."""
@@ -368,6 +383,10 @@ class ExpertPlan:
     """A better map was found, but moving to it does not pay: the map in force stays."""
     proposed: Move | None = None
     """What was refused."""
+    programs: tuple[ProgramAnswer, ...] = ()
+    """A paper's own programs, where its method was asked for."""
+    cut_short: bool = False
+    """The time limit ended the search."""
 
     @property
     def objective_s(self) -> float:

@@ -6,23 +6,7 @@ units beside the map, which is then scored like any other. It holds no method.
 
 from dataclasses import dataclass
 
-from solver.domain.moe import Slots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramAnswer:
-    """One program of a paper: what was reached and what is proved."""
-
-    name: str
-    unit: str
-    objective: float
-    lower_bound: float
-    """No answer to the program is below."""
-
-    @property
-    def gap_ratio(self) -> float:
-        """How far from the bound, relative to the objective; 0 is proved optimal."""
-        return max(0.0, (self.objective - self.lower_bound) / max(abs(self.objective), 1e-15))
+from solver.domain.moe import ProgramAnswer, Slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

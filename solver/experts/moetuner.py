@@ -25,8 +25,8 @@ from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Program, SolveLimits
 from solver.domain.deadline import Deadline
 from solver.domain.errors import InputError
-from solver.domain.moe import ExpertInstance, ExpertTopology, Floats
-from solver.experts.answers import MethodAnswer, ProgramAnswer
+from solver.domain.moe import ExpertInstance, ExpertTopology, Floats, ProgramAnswer
+from solver.experts.answers import MethodAnswer
 from solver.experts.bounds import least_of_dearest
 from solver.experts.kernels.chains import (
     cheapest_assignment,

@@ -173,7 +173,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, args: tuple[st
 
 def test_other_commands_never_load_matplotlib() -> None:
     code = (
-        "import sys; from controller.cli.root import ballast; import controller.cli.demo, controller.cli.plan;"
+        "import sys; from controller.cli.root import ballast; import controller.cli.demo, controller.cli.plan_gpus;"
         "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
