@@ -70,6 +70,12 @@ def own_namespace() -> str:
     default="",
     help="History: sqlite:///FILE or postgresql+psycopg://…; none: kept nowhere.",
 )
+@click.option(
+    "--loads-folder",
+    type=click.Path(),
+    default="",
+    help="Where volumes with recordings of expert loads are mounted, one folder per claim.",
+)
 @click.option("--paused", is_flag=True, help="Hold everything as it is; only say what is seen.")
 @click.option("--log-format", type=click.Choice(["json", "console"]), default="json", show_default=True)
 @click.option(
@@ -118,6 +124,7 @@ def run(**options: Any) -> None:
         sample_s=options["sample_interval"],
         traffic_window_s=max(options["traffic_window"], options["sample_interval"]),
         audit_s=options["audit_interval"],
+        loads_folder=options["loads_folder"] or "",
         watch_inactivity_s=options["watch_inactivity"],
         database_url=options["database_url"],
     )

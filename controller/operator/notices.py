@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from controller.operator.api import EVENTS, MODEL_SERVICES, TARGETS, Api, ApiError, Object
+from controller.operator.api import EVENTS, MODEL_SERVICES, TARGETS, Api, ApiError, Object, Resource
 from controller.operator.views import ServiceView
 from controller.operator.world import Target
 
@@ -52,6 +52,19 @@ class Notices:
             "namespace": target.key[0],
             "name": target.key[1],
             "uid": target.uid,
+        }
+        self._tell(regarding, type_, reason, message)
+
+    def event_for(
+        self, resource: Resource, which: tuple[str, str, str], type_: str, reason: str, message: str
+    ) -> None:
+        """Tell of any object: its namespace, name and uid."""
+        regarding = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "namespace": which[0],
+            "name": which[1],
+            "uid": which[2],
         }
         self._tell(regarding, type_, reason, message)
 

@@ -20,6 +20,7 @@ import structlog
 
 from controller.operator.api import ABSENT, CONTROLLER, LEADERSHIPS, Api, ApiError, Resource, connect
 from controller.operator.brain import Brain, BrainLimits
+from controller.operator.experts.loop import ExpertLoop, ExpertSettings
 from controller.operator.leader import LEASE_NAME, Election, LeaseTimes
 from controller.operator.loop import Loop, LoopSettings
 from controller.operator.metrics import Metrics, Page
@@ -59,6 +60,8 @@ class OperatorSettings:
     sample_s: float = 15.0
     traffic_window_s: float = 60.0
     audit_s: float = 30.0
+    loads_folder: str = ""
+    """Where volumes with recordings of expert loads are mounted."""
     watch_inactivity_s: float = 70.0
     database_url: str = ""
 
@@ -117,6 +120,18 @@ class Operator:
             on_plan=self._on_plan,
             on_step=self._on_step,
             on_round=self._on_round,
+        )
+        self.experts = ExpertLoop(
+            world=self.world,
+            api=self.writing,
+            reading=self.reading,
+            notices=self.notices,
+            settings=ExpertSettings(
+                poll_s=settings.sample_s,
+                paused=settings.loop.paused,
+                loads_folder=settings.loads_folder,
+                memory_mib=settings.brain.memory_mib,
+            ),
         )
         self.store: BufferedStore | None = None
         if settings.database_url:
@@ -182,6 +197,7 @@ class Operator:
                 return 1
         log.info("stopping")
         self.loop.stopping.set()
+        self.experts.stopping.set()
         self.notices.stopping.set()
         self.sampler.stopping.set()
         self.world.note()
@@ -192,6 +208,7 @@ class Operator:
         if self.store is not None:
             self.store.close(1.0)
         self.brain.close()
+        self.experts.placer.close()
         page.stop()
         return 0
 
@@ -239,12 +256,14 @@ class Operator:
                     break
                 log.warning("leadership", error=str(error))
                 self.loop.stopping.wait(0.5)
+        threading.Thread(target=self.experts.run, name="experts", daemon=True).start()
         self.loop.run()
 
     def _lost(self, why: str) -> NoReturn:
         log.error("lease lost; ending at once", reason=why)
         sys.stderr.flush()
         self.brain.close()
+        self.experts.placer.close()
         os._exit(1)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:

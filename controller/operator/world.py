@@ -12,6 +12,7 @@ from typing import Any
 
 from controller.operator.api import (
     AUTOSCALERS,
+    EXPERT_PLACEMENTS,
     GPU_PROFILES,
     LEADER_WORKER_SETS,
     MODEL_SERVICES,
@@ -33,6 +34,7 @@ WATCHED: tuple[Resource, ...] = (
     MODEL_SERVICES,
     GPU_PROFILES,
     PLANS,
+    EXPERT_PLACEMENTS,
     *TARGETS.values(),
     NODES,
     PODS,
@@ -41,7 +43,13 @@ WATCHED: tuple[Resource, ...] = (
     RESOURCE_SLICES,
     RESOURCE_CLAIMS,
 )
-OPTIONAL = {LEADER_WORKER_SETS.kind, SCALED_OBJECTS.kind, RESOURCE_SLICES.kind, RESOURCE_CLAIMS.kind}
+OPTIONAL = {
+    EXPERT_PLACEMENTS.kind,  # its definition may be older than we are
+    LEADER_WORKER_SETS.kind,
+    SCALED_OBJECTS.kind,
+    RESOURCE_SLICES.kind,
+    RESOURCE_CLAIMS.kind,
+}
 """Kinds a cluster may not have."""
 FINISHED_PHASES = ("Succeeded", "Failed")
 

@@ -356,6 +356,7 @@ class ExpertPhase(StrEnum):
     PROPOSED = "Proposed"
     APPLYING = "Applying"
     APPLIED = "Applied"
+    SOLVED = "Solved"
     HELD = "Held"
     PAUSED = "Paused"
     INFEASIBLE = "Infeasible"

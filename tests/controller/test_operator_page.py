@@ -11,13 +11,15 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel
 
 from controller.operator import annotated, brain, views
+from controller.operator.experts import outputs, restart
 from controller.operator.metrics import Metrics
-from controller.resources.expert_placement import ExpertPlacementSpec
+from controller.resources.expert_placement import ExpertPhase, ExpertPlacementSpec
 from controller.resources.gpu_profile import GpuProfileSpec
 from controller.resources.kinds import KINDS
 from controller.resources.model_service import Mode, ModelServiceSpec
 from controller.resources.plan import Action, Phase, PlanSpec
 from solver.domain.gpu_mix import InfeasibleKind, PlanStatus
+from solver.domain.moe import ExpertPlanStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
@@ -63,6 +65,18 @@ def test_every_reason_is_explained() -> None:
     assert sorted(found - NAMED) == []
 
 
+def test_every_reason_of_experts_is_explained() -> None:
+    found = set()
+    for path in (OPERATOR / "experts").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and REASON.match(text) and len(re.findall("[A-Z]", text)) > 1:
+                found.add(text)
+    assert {"MoveRefused", "LoadInvalid", "EngineRefuses", "ConfigMapTaken", "CheckFailed"} <= found
+    found |= {phase.value for phase in ExpertPhase} | {camel(status) for status in ExpertPlanStatus}
+    assert sorted(found - NAMED) == []
+
+
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
         path = f"{prefix}{info.alias or name}"
@@ -96,14 +110,14 @@ def test_every_kind_metric_annotation_and_event_is_named() -> None:
         assert told == list(metric._labelnames), name
     annotations = {
         value
-        for module in (annotated, views)
+        for module in (annotated, views, outputs, restart)
         for value in vars(module).values()
         if isinstance(value, str) and value.startswith("ballast.dev/") and not value.endswith("v1alpha1")
     }
-    assert len(annotations) == 9
+    assert len(annotations) == 11
     assert annotations <= NAMED
     events = set()
-    for path in OPERATOR.glob("*.py"):
+    for path in OPERATOR.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         events |= set(re.findall(r'"(?:Normal|Warning)",\s*"(\w+)"', text))
     assert {"PlanMade", "Released", "Adopted"} <= events

@@ -1,0 +1,234 @@
+"""Places experts in a child process that can be killed: a limit on time, a limit on memory.
+
+It exists so that no instance stops the operator, and so that the compiler and its kernels are loaded only where there
+is an ExpertPlacement, and never in the operator's own process. It decides nothing beyond the least net gain;
+`solver.experts.place` does.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+import numpy as np
+import structlog
+
+from controller.operator.brain import CRASHED, MEMORY, OVERRUN
+from solver.domain.errors import InputError
+from solver.domain.moe import ExpertCosts, ExpertInstance, ExpertPlan, ExpertTopology, Migration, Slots
+
+log = structlog.get_logger(__name__)
+GRACE_S = 10.0
+"""Beyond the solver's own limit, before the child is killed."""
+COMPILE_LIMIT_S = 240.0
+"""For the kernels of a way to solve that this child has not used yet."""
+START_LIMIT_S = 120.0
+REFUSED = "SolverRefused"
+UNSOUND = "CheckFailed"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """One problem and how it is to be solved."""
+
+    instance: ExpertInstance
+    communication: str
+    mode: str
+    time_limit_s: float
+    seed: int = 0
+    previous: Slots | None = None
+    max_moved_ratio: float | None = None
+    least_gain_s: float = 0.0
+    """A move that brings no more than this is refused."""
+
+    @property
+    def way(self) -> tuple[str, str, bool]:
+        """What decides which kernels are used."""
+        return self.communication, self.mode, self.previous is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why there is no answer."""
+
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class Placer:
+    """The parent's side. Not for use by several threads at once."""
+
+    memory_mib: int = 4096
+    _process: SpawnProcess | None = None
+    _pipe: Connection | None = None
+    _warm: set[tuple[str, str, bool]] = field(default_factory=set)
+    _closing: threading.Lock = field(default_factory=threading.Lock)
+
+    def place(self, task: Task) -> ExpertPlan | Failure:
+        """Solve; the child is replaced if it overruns or dies."""
+        limit_s = task.time_limit_s + GRACE_S + (0.0 if task.way in self._warm else COMPILE_LIMIT_S)
+        until_s = float("inf")
+        try:
+            pipe = self._ready()
+            until_s = time.monotonic() + limit_s
+            with self._killed_after(limit_s):
+                pipe.send(task)
+            if not pipe.poll(max(0.0, until_s - time.monotonic())):
+                return self._failed(
+                    OVERRUN, f"the solver did not answer within {limit_s:g} s and was stopped"
+                )
+            kind, value = pipe.recv()
+        except (OSError, EOFError):
+            return self._failed(CRASHED, "the solver ended unexpectedly")
+        if kind == "done":
+            self._warm.add(task.way)
+            plan: ExpertPlan = value
+            return plan
+        if kind == MEMORY:
+            return self._failed(MEMORY, f"the solver needed more than {self.memory_mib} MiB and was stopped")
+        return Failure(reason=kind, message=str(value))
+
+    @contextlib.contextmanager
+    def _killed_after(self, limit_s: float) -> Iterator[None]:
+        process = self._process
+        timer = threading.Timer(limit_s, lambda: None if process is None else process.kill())
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _ready(self) -> Connection:
+        if self._pipe is not None and self._process is not None and self._process.is_alive():
+            return self._pipe
+        self.close()
+        # more threads than cores make numpy's products slower by far, and the operator has few
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_work, args=(theirs, self.memory_mib), name="ballast-experts", daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._process, self._pipe = process, ours
+        if not ours.poll(START_LIMIT_S):
+            raise EOFError
+        ours.recv()
+        return ours
+
+    def _failed(self, reason: str, message: str) -> Failure:
+        self.close()
+        log.error("experts' solver", reason=reason)
+        return Failure(reason=reason, message=f"{message}; the map in force stays, it is tried again later")
+
+    def close(self) -> None:
+        """Stop the child."""
+        with self._closing:
+            if self._pipe is not None:
+                self._pipe.close()
+            if self._process is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._process.kill()
+                self._process.join(5)
+            self._process = self._pipe = None
+            self._warm = set()
+
+
+def _work(pipe: Connection, memory_mib: int) -> None:
+    """Child: answer until the parent goes away."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # solvers print lines of their own
+    size = memory_mib * 2**20
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    pipe.send(("ready", None))
+    warm: set[tuple[str, str, bool]] = set()
+    while True:
+        try:
+            task: Task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if task.way not in warm:  # compiling is no part of the time to solve
+                solved(_toy(task))
+                warm.add(task.way)
+            pipe.send(solved(task))
+        except MemoryError:
+            pipe.send((MEMORY, None))
+        except InputError as error:
+            pipe.send((REFUSED, str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent names it in a condition
+            pipe.send((CRASHED, f"the solver failed: {type(error).__name__}: {error}"))
+
+
+def solved(task: Task) -> tuple[str, object]:
+    """Solve a task here: a plan, or what is wrong with it."""
+    # here, not above: the operator's own process stays free of the compiler
+    from solver.check.experts import check_experts  # noqa: PLC0415
+    from solver.experts.place import PlaceOptions, place_experts  # noqa: PLC0415
+    from solver.experts.score import move_between, score_map  # noqa: PLC0415
+
+    limited = None if task.previous is None else task.max_moved_ratio
+    options = PlaceOptions(
+        mode=task.mode,  # type: ignore[arg-type]
+        communication=task.communication,  # type: ignore[arg-type]
+        seed=task.seed,
+        time_limit_s=task.time_limit_s,
+        previous=task.previous,
+        max_moved_ratio=limited,
+    )
+    plan = place_experts(task.instance, options=options, clock=time.monotonic)
+    faults = check_experts(task.instance, plan, previous=task.previous)
+    if faults:
+        return UNSOUND, f"the check of the map failed: {faults[0]}"
+    gain_s = None if plan.move is None else plan.move.net_gain_s
+    if task.previous is None or plan.refused or gain_s is None or not plan.move or not plan.move.moved_ratio:
+        return "done", plan
+    if gain_s > task.least_gain_s:
+        return "done", plan
+    score = score_map(task.instance, task.previous)
+    stays = replace(
+        plan,
+        physical_to_logical=task.previous,
+        score=score,
+        move=move_between(task.instance, task.previous, task.previous, saved_s=0.0),
+        refused=True,
+        proposed=plan.move,
+    )
+    return "done", stays
+
+
+def _toy(task: Task) -> Task:
+    """Return a tiny task that is solved the same way."""
+    topology = ExpertTopology(
+        gpu_node=(0, 0, 1, 1), slots_per_gpu=(2, 2, 2, 2), gpu_speed=(1.0, 1.0, 1.0, 1.0)
+    )
+    load = np.arange(1.0, 19.0).reshape(3, 6)
+    instance = ExpertInstance(
+        name="toy",
+        load=load,
+        top_k=1,
+        transitions=np.ones((2, 6, 6)),
+        topology=topology,
+        costs=ExpertCosts(
+            token_expert_s=1e-6,
+            token_copy_bytes=1e4,
+            intra_node_bytes_per_s=1e11,
+            inter_node_bytes_per_s=1e10,
+        ),
+        migration=Migration(expert_bytes=1e6, bytes_per_s=1e10, windows=10.0),
+    )
+    row = np.array([0, 1, 2, 3, 4, 5, 0, 1], dtype=np.int32)
+    previous = None if task.previous is None else np.ascontiguousarray(np.tile(row, (3, 1)))
+    return replace(task, instance=instance, previous=previous, max_moved_ratio=None, time_limit_s=60.0)
