@@ -76,8 +76,8 @@ def _map(instance: ExpertInstance, plan: ExpertPlan) -> Iterator[str]:
 
 
 def _duplicates(instance: ExpertInstance, plan: ExpertPlan) -> Iterator[str]:
-    if plan.refused:
-        return  # the map in force is not ours
+    if plan.refused or (plan.move is not None and plan.move.moved_ratio == 0.0):
+        return  # the map in force stays, whoever made it
     for layer, row in enumerate(plan.physical_to_logical):
         held = _held(instance, row)
         for gpu, slots in enumerate(instance.topology.slots_per_gpu):
@@ -202,6 +202,9 @@ def _bounds(plan: ExpertPlan, score: ExpertScore, by_layer: Floats, tolerance: f
         return
     if plan.lower_bound_s < bounds.sum() - allowed:
         yield f"the bound {plan.lower_bound_s:.9g} s is below the sum of the layers' {bounds.sum():.9g} s"
+    for program in plan.programs:
+        if not program.lower_bound <= program.objective + tolerance * abs(program.objective):
+            yield f"{program.name}: reached {program.objective:.9g}, below its bound {program.lower_bound:.9g}"
     all_to_all = by_layer[:, 1 if plan.communication == "transition" else 2]
     for layer, (compute, whole) in enumerate(zip(by_layer[:, 0], by_layer[:, 0] + all_to_all, strict=True)):
         if bounds[layer, 0] > compute + tolerance * abs(compute) + 1e-12:

@@ -16,6 +16,7 @@ from solver.domain.moe import (
     ExpertScore,
     Migration,
     Move,
+    ProgramAnswer,
     Slots,
 )
 from solver.experts.bounds import lower_bounds_s
@@ -142,6 +143,10 @@ def test_reference_maps_pass(name: str) -> None:
             replace(PLAN, lower_bound_by_layer_s=((0.0, 0.0), (0.0, 0.01))),
             "layer 1: the all-to-all takes",
         ),
+        (
+            replace(PLAN, programs=(ProgramAnswer(name="P", unit="s", objective=1.0, lower_bound=2.0),)),
+            "P: reached 1, below its bound 2",
+        ),
         (replace(PLAN, refused=True), "yet a proposed move is not given"),
         (replace(MOVED, proposed=MOVED.move), "yet a proposed move is given"),
         (replace(PLAN, refused=True, proposed=MOVED.move), "a move was refused that pays"),
@@ -181,6 +186,9 @@ def test_a_refused_plan_keeps_the_map_in_force_whatever_it_is() -> None:
     lost = Move(moved_ratio=0.1, bytes_in=(8.0, 0.0, 0.0), move_s=2.0, gain_s=1.0, net_gain_s=-2.0)
     plan = replace(plan_of(INSTANCE, doubled), refused=True, proposed=lost, move=still)
     assert check_experts(INSTANCE, plan, previous=doubled) == ()
+    plan = replace(plan, refused=False, proposed=None)
+    assert check_experts(INSTANCE, plan, previous=doubled) == ()
+    assert "holds expert 0 2 times" in check_experts(INSTANCE, replace(plan, move=None))[0]
 
 
 def test_moves_state_no_costs_where_there_are_none() -> None:
