@@ -31,7 +31,7 @@ from solver.experts.kernels.affinity import keep_together
 Numbers = npt.NDArray[np.int64]
 
 STARTS = 6
-STARTS_EXPERTS = 1024
+STARTS_EXPERTS = 256
 """Layers of few experts are searched from more starts: this over their number."""
 SWEEPS = 60
 

@@ -41,7 +41,7 @@ def parts_of(instance: ExpertInstance, chain: tuple[tuple[int, ...], ...], place
     return part
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     slots=st.sampled_from(((1, 1, 1), (2, 1), (2, 2), (2, 1, 1), (1, 0, 2))),
