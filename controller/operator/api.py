@@ -4,9 +4,11 @@ It exists so that every write of the operator goes through one door that names i
 a leader whose lease may be over. It keeps nothing and decides nothing; watching is `controller.operator.runtime`'s.
 """
 
+import codecs
 import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,51 @@ def _as_yaml(body: Any) -> str:
 def _escaped(letter: re.Match[str]) -> str:
     code = ord(letter[0])
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+ITEMS = re.compile(r'"items"\s*:\s*\[\s*')
+"""Where the items of a list begin; before them a list only tells its kind, version and place in history."""
+BETWEEN = re.compile(r"[\s,]*")
+PIECE_BYTES = 2**17
+
+
+def items_of(pieces: Iterable[bytes]) -> Iterator[Object]:
+    """Read the items of a list one after another, so that no list is ever held as a whole.
+
+    Raises
+    ------
+    ValueError
+        If the answer is not whole.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    read = json.JSONDecoder().raw_decode
+    text, inside, done = "", False, False
+    for piece in pieces:  # to the end: what is left unread would cost the connection
+        if done:
+            continue
+        text += decode(piece)
+        place = 0
+        if not inside:
+            begin = ITEMS.search(text)
+            if begin is None:
+                continue
+            inside, place = True, begin.end()
+        while not done:
+            between = BETWEEN.match(text, place)
+            place = place if between is None else between.end()
+            if text.startswith("]", place):
+                done = True
+                continue
+            try:
+                item, place = read(text, place)
+            except ValueError:  # the rest of it is yet to come
+                break
+            yield item
+        text = "" if done else text[place:]
+    if not inside:
+        json.loads(text)  # it may have none, but it must be whole
+    elif not done:
+        raise ValueError("the list ends before its items do")
 
 
 class ApiError(Exception):
@@ -149,6 +196,20 @@ class Api:
         accept: str = "application/json",
     ) -> Object:
         """Send one request; `ApiError` for anything but success."""
+        answer = self._sent(method, path, body=body, content_type=content_type, query=query, accept=accept)
+        return self._whole(answer)
+
+    def _sent(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content_type: str = "application/json",
+        query: Mapping[str, str] | None = None,
+        accept: str = "application/json",
+    ) -> Any:
+        """Send one request; the answer is not read yet."""
         headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -161,10 +222,16 @@ class Api:
                 body=_as_yaml(body) if content_type.endswith("yaml") else body,
                 auth_settings=["BearerToken"],
             )
-            answer = self.client.call_api(*prepared, _request_timeout=(5.0, self.limit_s))
-            raw = answer.read()  # type: ignore[no-untyped-call]
+            return self.client.call_api(*prepared, _request_timeout=(5.0, self.limit_s))
         except client.ApiException as error:
             raise ApiError(int(error.status or 0), str(error.reason)) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ApiError(0, f"the API server cannot be reached: {error}") from error
+
+    def _whole(self, answer: Any) -> Object:
+        """Read an answer; `ApiError` for anything but success."""
+        try:
+            raw = answer.read()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ApiError(0, f"the API server cannot be reached: {error}") from error
         try:
@@ -192,21 +259,44 @@ class Api:
             "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=Table;q=0"
         )
         try:
-            answer = self.request("GET", resource.path(namespace), query=query, accept=accept)
+            return {
+                (sys.intern(metadata.get("namespace", "")), metadata["name"]): metadata["resourceVersion"]
+                for item in self.each(resource, namespace, query=query, accept=accept)
+                for metadata in (item["metadata"],)
+            }
         except ApiError as error:
             if error.code == 404:
                 return None
             raise
-        return {
-            (item["metadata"].get("namespace", ""), item["metadata"]["name"]): item["metadata"][
-                "resourceVersion"
-            ]
-            for item in answer.get("items") or []
-        }
 
     def list(self, resource: Resource, namespace: str | None = None) -> list[Object]:
         """List objects."""
-        return list(self.request("GET", resource.path(namespace)).get("items") or [])
+        return list(self.each(resource, namespace))
+
+    def each(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        accept: str = "application/json",
+    ) -> Iterator[Object]:
+        """List objects one after another: of thousands, only one is held at a time."""
+        answer = self._sent("GET", resource.path(namespace), query=query, accept=accept)
+        if not 200 <= answer.status < 300:
+            self._whole(answer)  # raises what the server says
+            return
+        whole = False
+        try:
+            yield from items_of(answer.response.stream(PIECE_BYTES))
+            whole = True
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise ApiError(0, f"the API server cannot be reached: {error}") from error
+        finally:
+            if whole:
+                answer.response.release_conn()
+            else:
+                answer.response.close()
 
     def apply(
         self,

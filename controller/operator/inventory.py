@@ -44,10 +44,16 @@ class Inventory:
     """Live pods by scale target."""
     closed: dict[str, list[str]] = field(default_factory=dict)
     """Pool: nodes with GPUs that take no pods now."""
+    _fit: dict[tuple[str, int], int] = field(default_factory=dict, compare=False)
 
     def replicas_that_fit(self, pool: str, gpus_per_pod: int) -> int:
-        """How many pods of so many GPUs fit the nodes of a pool, ours not counted."""
-        return sum(max(0, gpus) // gpus_per_pod for gpus in self.by_node.get(pool, {}).values())
+        """How many pods of so many GPUs fit the nodes of a pool, ours not counted; the counts must stand by then."""
+        asked = (pool, gpus_per_pod)
+        if asked not in self._fit:
+            self._fit[asked] = sum(
+                max(0, gpus) // gpus_per_pod for gpus in self.by_node.get(pool, {}).values()
+            )
+        return self._fit[asked]
 
 
 def pool_key(profile: GpuProfileSpec, gpu_label: str, labels_of: Callable[[str], Sequence[str]]) -> PoolKey:

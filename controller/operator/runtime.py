@@ -16,6 +16,7 @@ from typing import Any
 
 import kopf
 import structlog
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes import client
 
 from controller.operator.api import Api, ApiError, Resource
@@ -27,6 +28,44 @@ LASTED_S = 60.0
 """A watch that lasted so long did not fail at once."""
 END_S = 2.0
 """For the others to end after one watch failed."""
+
+
+LISTED_AT_ONCE = 100
+"""Objects of one kind that are asked for together: a whole list would be held in memory several times over."""
+LINGER_S = 0.02
+"""How long kopf's task for an object stays, and with it the object, when nothing more comes."""
+
+
+class NothingKept(kopf.DiffBaseStorage):
+    """Keeps kopf from copying every object twice to look for differences that nobody asks for."""
+
+    def build(self, **_: Any) -> Any:
+        """Take nothing of an object."""
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        """Know nothing of what was there before."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Write nothing."""
+
+
+class Forgetful(ResourceMemories):
+    """Keeps kopf from remembering every object for handlers of a kind that we do not have."""
+
+    async def recall(
+        self,
+        raw_body: Any,
+        *,
+        memobase: Any = None,
+        noticed_by_listing: bool = False,
+        ephemeral: bool = False,  # noqa: ARG002 - it is always
+    ) -> ResourceMemory:
+        """Return a memory that is not kept."""
+        return await super().recall(
+            raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True
+        )
 
 
 def login_of(settings: client.Configuration) -> kopf.ConnectionInfo:
@@ -85,6 +124,9 @@ class Watch:
         settings.watching.inactivity_timeout = self.inactivity_s
         settings.watching.client_timeout = 600
         settings.watching.connect_timeout = 10
+        settings.watching.chunk_size = LISTED_AT_ONCE
+        settings.queueing.idle_timeout = LINGER_S
+        settings.persistence.diffbase_storage = NothingKept()
         settings.networking.request_timeout = 30
         # kopf's own grow to 21 s: longer than an API server that is back should wait for us
         settings.networking.error_backoffs = (0.5, 1, 2, 3, 5, 5, 5, 5)
@@ -95,6 +137,7 @@ class Watch:
         tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=settings,
+            memories=Forgetful(),
             standalone=True,
             clusterwide=not self.namespaces,
             namespaces=tuple(self.namespaces),

@@ -4,6 +4,8 @@ It exists so that watching (by whatever library) and deciding meet in one place.
 the API server; a version that is older than the one known is not taken.
 """
 
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +53,9 @@ OPTIONAL = {
     RESOURCE_CLAIMS.kind,
 }
 """Kinds a cluster may not have."""
+PACKED = {MODEL_SERVICES.kind, PLANS.kind}
+"""Kinds of which there may be thousands, and which are read once for each change."""
+PACKED_PARTS = ("spec", "status")
 FINISHED_PHASES = ("Succeeded", "Failed")
 
 
@@ -104,6 +109,46 @@ class Pod:
     """It answers for itself (of a group only the leader does)."""
 
 
+class Body(Mapping[str, Any]):
+    """An object with ``metadata``, ``spec`` and ``status``; the last two are packed and unpacked at each reading.
+
+    Of thousands of objects few are read again after they were understood; unpacked each takes four times the memory.
+    """
+
+    __slots__ = ("_metadata", "_spec", "_status")
+
+    def __init__(self, metadata: Mapping[str, Any], spec: Any, status: Any) -> None:
+        self._metadata = metadata
+        self._spec = _packed(spec)
+        self._status = _packed(status)
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "metadata":
+            return self._metadata
+        if name not in PACKED_PARTS:
+            raise KeyError(name)
+        return json.loads(self._spec if name == "spec" else self._status)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("metadata", *PACKED_PARTS))
+
+    def __len__(self) -> int:
+        return 1 + len(PACKED_PARTS)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Body):
+            mine, others = (self._spec, self._status), (other._spec, other._status)
+            return mine == others and self._metadata == other._metadata
+        return super().__eq__(other)
+
+    def __hash__(self) -> int:
+        raise TypeError("an object can change")
+
+
+def _packed(part: Any) -> bytes:
+    return json.dumps(part, sort_keys=True, separators=(",", ":")).encode()
+
+
 @dataclass(slots=True)
 class World:
     """Objects by kind and key. All methods are safe to call from any thread."""
@@ -126,10 +171,11 @@ class World:
     def put(self, kind: str, body: Object) -> None:
         """Take an object as it is now."""
         metadata = body.get("metadata") or {}
-        key = (metadata.get("namespace") or "", metadata.get("name") or "")
+        key = (sys.intern(metadata.get("namespace") or ""), metadata.get("name") or "")
         version = str(metadata.get("resourceVersion") or "")
         with self._lock:
-            if _older(version, self.versions.get(kind, {}).get(key)):
+            known = self.versions.get(kind, {}).get(key)
+            if _older(version, known) or (version and version == known):
                 return
             self.versions.setdefault(kind, {})[key] = version
             trimmed = self._trimmed(kind, key, body)
@@ -208,7 +254,10 @@ class World:
             )
             if name in metadata
         }
-        return {"metadata": kept, "spec": body.get("spec") or {}, "status": body.get("status") or {}}
+        spec, status = body.get("spec") or {}, body.get("status") or {}
+        if kind in PACKED:
+            return Body(kept, spec, status)
+        return {"metadata": kept, "spec": spec, "status": status}
 
 
 def _older(version: str, known: str | None) -> bool:
