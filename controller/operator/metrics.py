@@ -10,12 +10,30 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from solver.domain.cluster import ServiceDecision
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+Row = tuple[tuple[str, ...], float]
+"""Values of the labels, and the value."""
+
+
+class Table(Gauge):
+    """A gauge whose rows are made when somebody asks: with thousands of services they are many, and seldom read."""
+
+    rows: Callable[[], Iterable[Row]] = staticmethod(lambda: ())
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all rows as they are now."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for labels, value in self.rows():
+            family.add_metric(labels, value)
+        return [family]
 
 
 @dataclass(slots=True)
@@ -26,17 +44,16 @@ class Metrics:
     reconcile: Histogram = field(init=False)
     errors: Counter = field(init=False)
     solver: Histogram = field(init=False)
-    gap: Gauge = field(init=False)
-    plan_age: Gauge = field(init=False)
-    desired: Gauge = field(init=False)
-    ready: Gauge = field(init=False)
-    cost: Gauge = field(init=False)
-    demand: Gauge = field(init=False)
-    telemetry_age: Gauge = field(init=False)
+    gap: Table = field(init=False)
+    plan_age: Table = field(init=False)
+    desired: Table = field(init=False)
+    ready: Table = field(init=False)
+    cost: Table = field(init=False)
+    demand: Table = field(init=False)
+    telemetry_age: Table = field(init=False)
     leader: Gauge = field(init=False)
-    pool: Gauge = field(init=False)
+    pool: Table = field(init=False)
     store_ready: Gauge = field(init=False)
-    _labels: dict[Gauge, set[tuple[str, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         registry = self.registry
@@ -54,43 +71,33 @@ class Metrics:
             registry=registry,
             buckets=SECONDS,
         )
-        self.gap = Gauge("ballast_solver_gap_ratio", "Proved gap of a plan.", service, registry=registry)
-        self.plan_age = Gauge("ballast_plan_age_seconds", "Age of a plan.", service, registry=registry)
-        self.desired = Gauge(
+        self.gap = Table("ballast_solver_gap_ratio", "Proved gap of a plan.", service, registry=registry)
+        self.plan_age = Table("ballast_plan_age_seconds", "Age of a plan.", service, registry=registry)
+        self.desired = Table(
             "ballast_desired_replicas",
             "Replicas that the plan in force wants.",
             (*service, "variant", "accelerator", "target"),
             registry=registry,
         )
-        self.ready = Gauge(
+        self.ready = Table(
             "ballast_ready_replicas", "Replicas that are ready.", (*service, "variant"), registry=registry
         )
-        self.cost = Gauge("ballast_cost_usd_per_hour", "Cost of what runs.", service, registry=registry)
-        self.demand = Gauge("ballast_demand_rps", "Requests per second.", service, registry=registry)
-        self.telemetry_age = Gauge(
+        self.cost = Table("ballast_cost_usd_per_hour", "Cost of what runs.", service, registry=registry)
+        self.demand = Table("ballast_demand_rps", "Requests per second.", service, registry=registry)
+        self.telemetry_age = Table(
             "ballast_telemetry_age_seconds",
             "Age of the last sample.",
             (*service, "source"),
             registry=registry,
         )
         self.leader = Gauge("ballast_leader", "1 on the leader.", registry=registry)
-        self.pool = Gauge(
+        self.pool = Table(
             "ballast_pool_gpus",
             "GPUs of a pool: schedulable for us, and free.",
             ("pool", "state"),
             registry=registry,
         )
         self.store_ready = Gauge("ballast_store_ready", "1 while history can be written.", registry=registry)
-
-    def set_all(self, gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
-        """Set a gauge for these labels and remove it for all others."""
-        present = set()
-        for labels, value in values:
-            gauge.labels(*labels).set(value)
-            present.add(labels)
-        for gone in self._labels.get(gauge, set()) - present:
-            gauge.remove(*gone)
-        self._labels[gauge] = present
 
     def solved(self, decisions: tuple[ServiceDecision, ...] | None, seconds: float) -> None:
         """Record a decision."""

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +20,7 @@ import structlog
 from controller.operator.api import ABSENT, CONTROLLER, LEADERSHIPS, Api, ApiError, Resource, connect
 from controller.operator.brain import Brain, BrainLimits
 from controller.operator.experts.loop import ExpertLoop, ExpertSettings
+from controller.operator.gauges import Standing, follow
 from controller.operator.leader import LEASE_NAME, Election, LeaseTimes
 from controller.operator.loop import Loop, LoopSettings
 from controller.operator.metrics import Metrics, Page
@@ -28,10 +28,9 @@ from controller.operator.notices import Notices
 from controller.operator.profiles import ProfileBook
 from controller.operator.runtime import Audit, Watch
 from controller.operator.sampler import Sampler
-from controller.operator.times import parse_time
 from controller.operator.views import ServiceView, Views
 from controller.operator.world import OPTIONAL, WATCHED, World
-from controller.resources.plan import Phase, PlanSpec
+from controller.resources.plan import PlanSpec
 from telemetry.store.buffered import BufferedStore
 from telemetry.store.store import Decision, Entry, StepDone, TrafficSample, open_store
 
@@ -73,6 +72,8 @@ class Operator:
         self.settings = settings
         client = connect(settings.kubeconfig)
         self.metrics = Metrics()
+        self._standing = Standing()
+        follow(self.metrics, lambda: self._standing)
         self.world = World(gpu_resource=settings.gpu_resource)
         self.reading = Api(client=client)
         self.election = Election(
@@ -219,7 +220,7 @@ class Operator:
         for resource in self.watch.resources:
             spaces = self.settings.watch_namespaces if resource.namespaced else ()
             for namespace in spaces or (None,):
-                for body in self.reading.list(resource, namespace):
+                for body in self.reading.each(resource, namespace):
                     self.world.put(resource.kind, body)
         self.primed.set()
 
@@ -372,7 +373,10 @@ class Operator:
         if error:
             self.metrics.errors.labels("api" if error != "internal error" else "internal").inc()
         if not error:
-            self._gauges(loop)
+            self._standing = Standing(
+                views=loop.views.present(),
+                gpus={"schedulable": dict(loop.inventory.gpus), "free": dict(loop.free_gpus)},
+            )
             self._record_traffic(loop)
         if self.store is not None:
             self.metrics.store_ready.set(1 if self.store.healthy else 0)
@@ -381,45 +385,3 @@ class Operator:
                 log.warning(
                     "history", ready=self.store.healthy, reason=self.store.reason, dropped=self.store.dropped
                 )
-
-    def _gauges(self, loop: Loop) -> None:
-        now_s = time.time()
-        metrics = self.metrics
-        desired, ready, cost, demand, gap, age = [], [], [], [], [], []
-        ages: list[tuple[tuple[str, ...], float]] = []
-        for key, view in loop.views.present().items():
-            if view.traffic.rate_rps is not None:
-                demand.append((key, view.traffic.rate_rps))
-                if not view.traffic.stated:
-                    source = "pods" if view.spec is not None and view.spec.traffic.scrape else "prometheus"
-                    ages.append(((*key, source), max(0.0, now_s - parse_time(view.traffic.sampled_at))))
-            if view.state is not None:
-                cost.append((key, view.state.cost_usd_per_h))
-            wanted: Mapping[str, int] = {}
-            if view.plan is not None and view.plan.current.phase is not Phase.SUPERSEDED:
-                plan = view.plan
-                age.append((key, max(0.0, now_s - parse_time(plan.spec.made_at))))
-                if plan.spec.gap_ratio is not None:
-                    gap.append((key, plan.spec.gap_ratio))
-                if plan.current.phase is not Phase.PROPOSED:
-                    wanted = {w.variant: w.replicas for w in plan.spec.desired}
-            for variant in view.variants:
-                if variant.target is None:
-                    continue
-                ready.append(((*key, variant.spec.name), float(variant.target.ready)))
-                count = wanted.get(variant.spec.name, variant.target.replicas)
-                labels = (*key, variant.spec.name, variant.pool, variant.target.key[1])
-                desired.append((labels, float(count)))
-        pools = [((name, "schedulable"), float(gpus)) for name, gpus in loop.inventory.gpus.items()]
-        pools += [((name, "free"), float(gpus)) for name, gpus in loop.free_gpus.items()]
-        metrics.set_all(metrics.pool, pools)
-        metrics.set_all(metrics.telemetry_age, ages)
-        for gauge, values in (
-            (metrics.desired, desired),
-            (metrics.ready, ready),
-            (metrics.cost, cost),
-            (metrics.demand, demand),
-            (metrics.gap, gap),
-            (metrics.plan_age, age),
-        ):
-            metrics.set_all(gauge, values)
