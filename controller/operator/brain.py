@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState
+from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState, Stance
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan
 from solver.services.decide import DecideOptions, decide
 
@@ -64,6 +64,8 @@ class Brain:
     _process: SpawnProcess | None = None
     _pipe: Connection | None = None
     _sent: dict[str, ServiceState] = field(default_factory=dict)
+    _told: dict[str, ServiceDecision] = field(default_factory=dict)
+    """What the child decided last for each service; it tells only what is new."""
 
     @property
     def pid(self) -> int | None:
@@ -121,8 +123,10 @@ class Brain:
             else:
                 for name in "+".join(value[1]).split("+"):
                     self.setbacks.pop(name, None)
-                decisions: tuple[ServiceDecision, ...] = value[0]
-                return decisions
+                self._told = {name: told for name, told in self._told.items() if name in services}
+                self._told |= {decision.service: decision for decision in value[0]}
+                moving = (s for s in services.values() if s.stance is not Stance.FIXED)
+                return tuple(self._told[service.name] for service in moving)
 
     @contextlib.contextmanager
     def _killed_after(self, limit_s: float) -> Iterator[None]:
@@ -147,7 +151,7 @@ class Brain:
         )
         process.start()
         theirs.close()
-        self._process, self._pipe, self._sent = process, ours, {}
+        self._process, self._pipe = process, ours
         if not ours.poll(START_LIMIT_S):
             raise EOFError
         ours.recv()
@@ -184,7 +188,7 @@ class Brain:
                 self._process.kill()
             self._process.join(5)
         self._process = self._pipe = None
-        self._sent = {}
+        self._sent, self._told = {}, {}
 
 
 def _work(pipe: Connection, limits: BrainLimits) -> None:
@@ -202,6 +206,7 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
     pipe.send(("ready", None))
     services: dict[str, ServiceState] = {}
     known: dict[GpuMixInstance, GpuMixPlan] = {}
+    told: dict[str, ServiceDecision] = {}
     while True:
         try:
             pools, changed, gone, order = pipe.recv()
@@ -210,6 +215,7 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
         services.update(changed)
         for name in gone:
             services.pop(name, None)
+            told.pop(name, None)
         if used >= size:  # what it would still get is chance
             pipe.send(("memory", None))
             continue
@@ -228,7 +234,9 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
                 known=known,
                 at=at,
             )
-            pipe.send(("done", (decisions, solved)))
+            news = tuple(one for one in decisions if told.get(one.service) != one)
+            pipe.send(("done", (news, solved)))
+            told |= {decision.service: decision for decision in news}
         except MemoryError:
             pipe.send(("memory", None))
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent names it in a condition

@@ -8,7 +8,7 @@ leader alone and writes through an `Api` that refuses to write for anybody else.
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +42,7 @@ from controller.operator.views import ADOPTED_BY, PAUSED, ServiceView, Views
 from controller.operator.world import Key, World
 from controller.resources.kinds import API_VERSION
 from controller.resources.model_service import Mode
-from controller.resources.plan import Action, Phase
+from controller.resources.plan import Action, Phase, PlanSpec
 from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
 from solver.services.settle import Standing, added, restated, settle
 from solver.services.steps import plan_steps
@@ -53,6 +53,7 @@ MEASURED_SLACK_RATIO = 0.5
 FAILED_WAIT_S = 60.0
 MOST_BACKOFF_S = 60.0
 WRITERS = 8
+ENDED = frozenset({Phase.APPLIED, Phase.FAILED, Phase.SUPERSEDED})
 REFUSED = frozenset({400, 403, 413, 422})
 """What the API server says of one object for what it is: its service waits, no other does."""
 
@@ -79,6 +80,30 @@ class Backoff:
     times: int = 0
     until_s: float = 0.0
     why: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class PlanWrite:
+    """A new Plan, or the end of one without steps: nothing else of a round hangs on it, so many are written at once."""
+
+    view: ServiceView
+    act: Actuation
+    body: Object | None = None
+    """None: the Plan stands, and is to be brought forward."""
+    written: PlanSpec | None = None
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def done(self) -> ApiError | None:
+        """Write; return what the server says against it."""
+        try:
+            if self.body is not None:
+                answer = self.act.api.apply(PLANS, self.body, manager=CONTROLLER, force=True)
+                self.act.world.put(PLANS.kind, answer)
+            else:
+                bring_forward(self.view, replace(self.act, event=lambda *said: self.events.append(said)))
+        except ApiError as error:
+            return error
+        return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,8 +204,10 @@ class Loop:
         moving = {Phase.APPROVED, Phase.APPLYING}
         self._under_way = any(v.plan is not None and v.plan.current.phase in moving for v in views.values())
         free = self._free(views, inventory)
+        writes: list[PlanWrite] = []
         for view in views.values():
-            progress[view.key] = self._advance(view, inventory, free, now=now, now_s=now_s)
+            progress[view.key] = self._advance(view, inventory, free, writes, now=now, now_s=now_s)
+        self._write_side_by_side(writes, progress)
         self.inventory, self.free_gpus = inventory, free
         if not self.settings.paused:
             self._release(specs, owners)
@@ -245,8 +272,16 @@ class Loop:
     # -- act ----------------------------------------------------------------------------------------------------
 
     def _advance(
-        self, view: ServiceView, inventory: Inventory, free: dict[str, int], *, now: str, now_s: float
+        self,
+        view: ServiceView,
+        inventory: Inventory,
+        free: dict[str, int],
+        writes: list[PlanWrite],
+        *,
+        now: str,
+        now_s: float,
     ) -> Progress:
+        """Bring one service forward; writes that nothing else hangs on are put to ``writes``."""
         reason, message = self._failures.get(view.name, ("", ""))
         setback = self.brain.setbacks.get(view.name)
         if setback is not None and not reason:
@@ -277,8 +312,17 @@ class Loop:
                 return progress
             refused = ""
             if known is not None and known[0] == view.state:
-                refused = self._propose(view, known[1], inventory, free, now=now, now_s=now_s)
-            waits_for = bring_forward(view, act) if self._plan_is_current(view) else ""
+                job = self._propose(view, known[1], inventory, free, act)
+                if isinstance(job, PlanWrite):
+                    writes.append(job)
+                    return progress
+                refused = job
+            waits_for = ""
+            if self._plan_is_current(view) and view.plan is not None:
+                if not view.plan.spec.steps and view.plan.current.phase not in ENDED:
+                    writes.append(PlanWrite(view=view, act=act))  # it takes no GPUs: nobody hangs on it
+                    return replace(progress, refused=refused)
+                waits_for = bring_forward(view, act)
         except ApiError as error:
             return replace(progress, waits_for=self._back_off(view, error))
         self._backoffs.pop(view.name, None)
@@ -286,10 +330,23 @@ class Loop:
 
     def _plan_is_current(self, view: ServiceView) -> bool:
         """Whether the view's Plan is the one in the cluster (not just replaced by us)."""
-        body = self.world.get(PLANS.kind, view.key)
-        return (
-            view.plan is not None and body is not None and body["spec"].get("digest") == view.plan.spec.digest
-        )
+        now = self.views.plan(view.key)
+        return view.plan is not None and now is not None and now.spec.digest == view.plan.spec.digest
+
+    def _write_side_by_side(self, writes: Sequence[PlanWrite], progress: dict[Key, Progress]) -> None:
+        """Write new Plans, and that Plans without steps are applied."""
+        for write, error in zip(writes, self._pool.map(PlanWrite.done, writes), strict=True):
+            view = write.view
+            for event in write.events:
+                self.notices.event(*event)
+            if error is not None:
+                progress[view.key] = replace(progress[view.key], waits_for=self._back_off(view, error))
+                continue
+            self._backoffs.pop(view.name, None)
+            if write.written is not None:
+                first = write.written.reasons[0]
+                self.notices.event(view, "Normal", "PlanMade", f"Plan {write.written.digest}: {first}")
+                self.on_step(view, -1, "planned", write.written)
 
     def _back_off(self, view: ServiceView, error: ApiError) -> str:
         """Let a service wait after a write that failed; returns what its owner should know of it."""
@@ -309,11 +366,9 @@ class Loop:
         decision: ServiceDecision,
         inventory: Inventory,
         free: Mapping[str, int],
-        *,
-        now: str,
-        now_s: float,
-    ) -> str:
-        """Replace the Plan if the decision calls for it; returns why it cannot be reached, if so."""
+        act: Actuation,
+    ) -> "str | PlanWrite":
+        """Return a Plan to write if the decision calls for it, or why it cannot be reached, if so."""
         state, spec, plan = view.state, view.spec, view.plan
         if decision.replicas is None or state is None or spec is None or state.stance is Stance.FIXED:
             return ""
@@ -321,7 +376,7 @@ class Loop:
         status = None if plan is None else plan.current
         since_s = float("inf")
         if plan is not None:
-            since_s = now_s - parse_time(plan.spec.made_at)
+            since_s = act.now_s - parse_time(plan.spec.made_at)
             if status is not None and status.phase is Phase.FAILED and since_s < FAILED_WAIT_S:
                 return ""
         held: dict[str, int] = {}
@@ -379,7 +434,7 @@ class Loop:
             decision,
             rollout,
             solve_id=self._solve_id,
-            made_at=now,
+            made_at=act.now,
             why=verdict.why if verdict.replace else "what runs changed",
         )
         body: Object = {
@@ -403,11 +458,7 @@ class Loop:
         known = self.world.get(PLANS.kind, view.key)
         version = ABSENT if known is None else str(known["metadata"]["resourceVersion"])
         body["metadata"]["resourceVersion"] = version if plan is None else plan.version
-        answer = self.api.apply(PLANS, body, manager=CONTROLLER, force=True)
-        self.world.put(PLANS.kind, answer)
-        self.notices.event(view, "Normal", "PlanMade", f"Plan {written.digest}: {written.reasons[0]}")
-        self.on_step(view, -1, "planned", written)
-        return ""
+        return PlanWrite(view=view, act=act, body=body, written=written)
 
     def _annotated(self, owners: Mapping[Any, Key]) -> None:
         """Make an observing ModelService for targets that ask for one by annotation."""

@@ -317,6 +317,22 @@ class Views:
         if plan is not None:
             paused = paused or plan.paused
         paused = paused or any(self.profile_paused(v.gpu_profile) for v in (spec.variants if spec else ()))
+        state = (
+            None
+            if spec is None
+            else self._state(
+                key,
+                spec,
+                variants=variants,
+                traffic=traffic,
+                plan=plan,
+                inventory=inventory,
+                paused=paused,
+                hold=hold,
+            )
+        )
+        if known is not None and known[1].state == state:
+            state = known[1].state  # who remembers it knows it again, and it is held once
         view = ServiceView(
             unserved=self._unserved(spec, variants, traffic),
             key=key,
@@ -329,18 +345,7 @@ class Views:
             variants=variants,
             traffic=traffic,
             plan=plan,
-            state=None
-            if spec is None
-            else self._state(
-                key,
-                spec,
-                variants=variants,
-                traffic=traffic,
-                plan=plan,
-                inventory=inventory,
-                paused=paused,
-                hold=hold,
-            ),
+            state=state,
         )
         self._views[key] = (inputs, view)
         return view

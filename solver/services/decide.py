@@ -150,7 +150,11 @@ def _decide_group(
     plans: dict[str, GpuMixPlan] = {}
     decisions: dict[str, ServiceDecision] = {}
     for waiting, service in zip(range(len(group), 0, -1), group, strict=True):
-        problem = alone(service)
+        try:
+            problem = alone(service)
+        except Exception:
+            at(service.name)
+            raise
         plan = known.pop(problem, None)
         if plan is None and deadline.passed():
             plan = GpuMixPlan(instance_name=service.name, status=PlanStatus.TIMED_OUT)
