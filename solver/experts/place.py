@@ -24,6 +24,7 @@ from solver.domain.moe import (
     check_map,
 )
 from solver.experts.bounds import lower_bounds_s
+from solver.experts.duplicates import without_duplicates
 from solver.experts.eplb import place_by_eplb
 from solver.experts.exact import place_exactly
 from solver.experts.exflow import place_by_exflow
@@ -34,6 +35,9 @@ from solver.experts.search import search
 
 Method = Literal["ballast", "moetuner", "exflow", "eplb"]
 Mode = Literal["fast", "full", "exact"]
+
+EXACT_SHARE = 0.5
+"""Share of the time for a proof; the rest is for a good map without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +108,17 @@ def place_experts(instance: ExpertInstance, *, options: PlaceOptions, clock: Clo
 
 def _from_scratch(instance: ExpertInstance, options: PlaceOptions, deadline: Deadline) -> _Found:
     if options.method == "eplb":
-        return _Found(p2l=place_by_eplb(instance))
+        # the rule may put an expert twice on a GPU, which engines refuse
+        found = place_by_eplb(instance, communication=options.communication)
+        return _Found(p2l=without_duplicates(instance, found))
     if options.method in {"moetuner", "exflow"}:
         place = place_by_moetuner if options.method == "moetuner" else place_by_exflow
         answer = place(instance, deadline=deadline)
         return _Found(p2l=answer.physical_to_logical, programs=answer.programs, cut_short=deadline.passed())
     if options.mode != "fast":
-        exact = place_exactly(instance, options.communication, deadline)
+        exact = place_exactly(
+            instance, options.communication, deadline.sooner(EXACT_SHARE * deadline.remaining_s())
+        )
         if exact is not None:
             return _Found(p2l=exact, proved=True)
     found = search(
@@ -138,7 +146,8 @@ def _from_previous(
         return replace(stay, move=nothing)
     gain_s, found, move = best
     if gain_s <= 0.0:
-        return replace(stay, move=nothing, refused=move.moved_ratio > 0.0, proposed=move)
+        refused = move.moved_ratio > 0.0
+        return replace(stay, move=nothing, refused=refused, proposed=move if refused else None)
     return replace(_plan(instance, options, found, bounds), move=move)
 
 
@@ -188,8 +197,8 @@ def _plan(instance: ExpertInstance, options: PlaceOptions, found: _Found, bounds
     score = score_map(instance, found.p2l)
     objective_s = score.objective_s(options.communication)
     bound_s = min(float(bounds.sum()), objective_s)  # rounding only: a bound never exceeds a map's cost
-    if found.proved:
-        bound_s = objective_s
+    if found.proved and instance.slots == instance.experts:
+        bound_s = objective_s  # with replicas a map that holds an expert twice on a GPU might cost less
     proved = found.proved or objective_s - bound_s <= 1e-9 * max(objective_s, 1e-15)
     return ExpertPlan(
         instance_name=instance.name,

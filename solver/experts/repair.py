@@ -13,7 +13,7 @@ import numpy as np
 
 from solver.domain.deadline import Deadline
 from solver.domain.moe import Communication, ExpertInstance, Slots
-from solver.experts.score import duplicates_in
+from solver.experts.duplicates import without_duplicates
 from solver.experts.search import Field, Stage, held_by
 
 PRICES = (10.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.0)
@@ -62,29 +62,3 @@ def fetch_price_s(instance: ExpertInstance) -> float:
         return 0.01 * per_layer_s / (instance.layers * instance.slots)
     seconds = migration.expert_bytes / migration.bytes_per_s * (1.0 + migration.margin_ratio)
     return seconds / migration.windows / instance.topology.gpus
-
-
-def without_duplicates(instance: ExpertInstance, p2l: Slots) -> Slots:
-    """Give slots that hold an expert twice on their GPU another expert: the one with most load per replica."""
-    slot_gpu = instance.topology.slot_gpu
-    if not duplicates_in(p2l, slot_gpu, instance.experts):
-        return p2l.copy()
-    fixed = p2l.copy()
-    for layer, row in enumerate(fixed):
-        copies = np.bincount(row, minlength=instance.experts).astype(float)
-        for g, count in enumerate(instance.topology.slots_per_gpu):
-            if count > instance.experts:
-                continue
-            slots = np.flatnonzero(slot_gpu == g)
-            held: set[int] = set()
-            for s in slots:
-                e = int(row[s])
-                if e in held:
-                    share = instance.load[layer] / copies
-                    share[list({int(x) for x in row[slots]})] = -1.0
-                    other = int(np.argmax(share))
-                    copies[e] -= 1
-                    copies[other] += 1
-                    row[s] = e = other
-                held.add(e)
-    return fixed

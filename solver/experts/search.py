@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from solver.domain.deadline import Deadline
-from solver.domain.moe import Communication, ExpertInstance, Slots
+from solver.domain.moe import Communication, ExpertInstance, Floats, Slots
+from solver.experts.duplicates import without_duplicates
 from solver.experts.kernels.balance import balance_layers, pack_in_nodes
 from solver.experts.kernels.search import Counts, Held, search_pass, shake
+from solver.experts.kernels.traffic import loads_of
 from solver.experts.score import dispatch_copy_s, score_map
 
 BALANCED_RATIO = 3e-4
@@ -86,8 +88,9 @@ FULL_COMPUTE_RATIOS = (0.1, 0.15, 0.3, 0.5)
 FULL_STARTS = 4
 FAST_WORK = 1e6
 FULL_WORK = 4e8
+EVEN_OUT_WORK = 2e7
 """Small problems are tried again until about so many steps of kernels were done."""
-MOST_ROUNDS = 1000
+MOST_ROUNDS = 400
 
 
 class Field:
@@ -156,11 +159,27 @@ class Field:
                     chance,
                 )
 
+    def shake(self, p2l: Slots, ratio: float, chance: Counts) -> None:
+        """Change about a ratio of all slots at random, in place."""
+        spare = self.instance.slots > self.instance.experts
+        shake(
+            p2l,
+            self.slot_gpu,
+            self.most_held,
+            self.instance.experts,
+            ratio,
+            0.3 if spare else 0.0,
+            chance,
+        )
+
     def balanced(self) -> Slots:
         """Return a map with even loads, [L, S]."""
-        load = self.instance.load
-        even_s = load.sum(axis=1) / (1.0 / self.token_s).sum()
-        return balance_layers(load, self.slots_per_gpu, self.most_held, self.token_s, even_s, BALANCED_RATIO)
+        load, topology = self.instance.load, self.instance.topology
+        even_s = self.instance.costs.token_expert_s * load.sum(axis=1) / sum(topology.gpu_speed)
+        packed = balance_layers(
+            load, self.slots_per_gpu, self.most_held, self.token_s, even_s, BALANCED_RATIO
+        )
+        return without_duplicates(self.instance, packed)
 
 
 class NodeField(Field):
@@ -181,7 +200,8 @@ class NodeField(Field):
             node, weights=self.most_held * (self.slots_per_gpu > 0), minlength=nodes
         ).astype(np.int32)
         gpus = np.bincount(node, minlength=nodes)
-        self.token_s = 1.0 / np.bincount(node, weights=1.0 / self.token_s, minlength=nodes)
+        speed = np.bincount(node, weights=np.array(instance.topology.gpu_speed), minlength=nodes)
+        self.token_s = instance.costs.token_expert_s / speed
         self.port_s = np.zeros(nodes)
         self.intra_s = np.zeros(nodes)
         self.inter_s = instance.costs.inter_copy_s / gpus
@@ -193,7 +213,7 @@ class NodeField(Field):
         by_node = np.ascontiguousarray(p2l[:, self.slot_order])
         self.run(by_node, stages, chance, deadline)
         slots_per_gpu, most_held, token_s = self.gpu_field
-        return np.array(
+        spread = np.array(
             [
                 pack_in_nodes(
                     row,
@@ -208,6 +228,7 @@ class NodeField(Field):
                 for layer, row in enumerate(by_node)
             ]
         )
+        return without_duplicates(self.instance, spread)
 
 
 def _starts(counts: Counts) -> Slots:
@@ -235,9 +256,7 @@ def search(
     chance = np.array([1 + seed % 2147483645], dtype=np.int64)
     balanced = field.balanced()
     if not field.linked:
-        return _best(
-            instance, communication, _evened(field, balanced, full=full, chance=chance, deadline=deadline)
-        )
+        return _evened(field, balanced, full=full, chance=chance, deadline=deadline)
     if not full:
         maps = [balanced]
         for _ in range(_rounds(field, POLISH, FAST_WORK)):
@@ -263,15 +282,30 @@ def _rounds(field: Field, stages: Sequence[Stage], work: float) -> int:
     return int(min(MOST_ROUNDS, max(1.0, work / max(1.0, per_round))))
 
 
-def _evened(
-    field: Field, balanced: Slots, *, full: bool, chance: Counts, deadline: Deadline
-) -> Iterator[Slots]:
-    yield balanced
-    uneven = field.port_s.any() and not field.instance.topology.is_uniform
-    for _ in range(8 if full else int(uneven)):
-        p2l = balanced.copy()
+def _evened(field: Field, balanced: Slots, *, full: bool, chance: Counts, deadline: Deadline) -> Slots:
+    """Let chance replace replicas: greedy counts are best for the largest share, not for what fits beside it."""
+    best, best_s = balanced, _unlinked_s(field, balanced)
+    uneven = not field.instance.topology.is_uniform
+    rounds = _rounds(field, EVEN_OUT, EVEN_OUT_WORK) if full else int(uneven)
+    for number in range(rounds):
+        if deadline.passed():
+            break
+        p2l = best.copy()
+        if number:
+            field.shake(p2l, SHAKEN_RATIOS[number % len(SHAKEN_RATIOS)], chance)
         field.run(p2l, EVEN_OUT, chance, deadline)
-        yield p2l
+        value_s = _unlinked_s(field, p2l)
+        better = value_s < best_s
+        best[better] = p2l[better]  # without traffic layers are strangers to each other
+        best_s = np.minimum(value_s, best_s)
+    return best
+
+
+def _unlinked_s(field: Field, p2l: Slots) -> Floats:
+    """Return the objective of every layer without traffic between them, [L]."""
+    instance = field.instance
+    loads = loads_of(p2l, field.slot_gpu, instance.load, instance.topology.gpus)
+    return np.asarray((loads * field.token_s).max(axis=1) + (loads * field.port_s).max(axis=1))
 
 
 def _starting_maps(
@@ -314,16 +348,9 @@ def _polished(
         if deadline.passed():
             break
         p2l = best.copy()
-        shake(
-            p2l,
-            field.slot_gpu,
-            field.most_held,
-            instance.experts,
-            SHAKEN_RATIOS[number % len(SHAKEN_RATIOS)],
-            0.3 if instance.slots > instance.experts else 0.0,
-            chance,
-        )
-        field.run(p2l, SHORT_POLISH, chance, deadline)
+        field.shake(p2l, SHAKEN_RATIOS[number % len(SHAKEN_RATIOS)], chance)
+        # mean traffic shows the way, but always the same way: every other time the objective is nearly alone
+        field.run(p2l, SHORT_POLISH[2 * (number % 2) :], chance, deadline)
         value_s = score_map(instance, p2l).objective_s("transition")
         if value_s < best_s:
             best_s, best = value_s, p2l
