@@ -36,6 +36,8 @@ SOUND = 6
 """So many of the profiles stay as they are; the others change under the services that name them."""
 PROFILES = tuple(f"adverse-{number}" for number in range(12))
 TARGETS = tuple(f"target-{number}" for number in range(300))
+SHARED = 60
+"""So many of the targets are for third and further variants, which may meet those of other services."""
 TRACES = ("no-trace", "empty", "junk", "numbers")
 JUNK_PAGES = {
     "/metrics": say("vllm:num_requests_running NaN\nvllm:request_success_total -1\n" * 1000),
@@ -174,10 +176,12 @@ class Storm:
 
     def _settle(self, spec: Object) -> None:
         """Give the first variants targets of their own and sound profiles, so that the service is planned for."""
-        for index, one in enumerate(spec["variants"][:2]):
-            target = TARGETS[(2 * self._number + index) % len(TARGETS)]
-            one["targetRef"] = {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}
-            one["gpuProfile"] = PROFILES[(self._number + index) % SOUND]
+        own = len(TARGETS) - SHARED
+        for index, one in enumerate(spec["variants"]):
+            name = TARGETS[(2 * self._number + index) % own] if index < 2 else TARGETS[own + index % SHARED]
+            one["targetRef"] = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+            if index < 2:
+                one["gpuProfile"] = PROFILES[(self._number + index) % SOUND]
 
     def _name(self, lot: int) -> str:
         return f"odd-{self._number}" + (f".{'x' * 240}"[: 253 - 10] if lot == 9 else "")
