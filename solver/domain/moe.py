@@ -374,7 +374,7 @@ class ExpertPlan:
     physical_to_logical: Slots
     score: ExpertScore
     lower_bound_s: float
-    """No map of any kind costs less in the chosen communication."""
+    """No map without avoidable duplicates costs less in the chosen communication."""
     lower_bound_by_layer_s: tuple[tuple[float, float], ...]
     """Compute and all-to-all, layer by layer."""
     move: Move | None = None

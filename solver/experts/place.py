@@ -82,8 +82,8 @@ def place_experts(instance: ExpertInstance, *, options: PlaceOptions, clock: Clo
     """Find a map and say how good it is.
 
     With a map in force the answer is the best of: fewest changes at several prices, and a map from scratch; by net
-    gain where the instance says what moving costs, else by objective. If no net gain is above 0 the map in force is
-    the answer, and ``refused`` says so.
+    gain where the instance says what moving costs, else by objective. If better maps were found but no net gain is
+    above 0, the map in force is the answer, and ``refused`` says so.
 
     Raises
     ------
@@ -135,20 +135,18 @@ def _from_previous(
     for found in _candidates(instance, options, previous, deadline):
         now_s = score_map(instance, found.p2l).objective_s(options.communication)
         move = move_between(instance, previous, found.p2l, saved_s=old_s - now_s)
+        if now_s >= old_s or not move.moved_ratio:
+            continue
         if options.max_moved_ratio is not None and move.moved_ratio > options.max_moved_ratio + 1e-12:
             continue
         gain_s = old_s - now_s if move.net_gain_s is None else move.net_gain_s
         if best is None or gain_s > best[0]:
             best = (gain_s, found, move)
-    stay = _plan(instance, options, _Found(p2l=previous), bounds)
+    if best is not None and best[0] > 0.0:
+        return replace(_plan(instance, options, best[1], bounds), move=best[2])
     nothing = move_between(instance, previous, previous, saved_s=0.0)
-    if best is None:
-        return replace(stay, move=nothing)
-    gain_s, found, move = best
-    if gain_s <= 0.0:
-        refused = move.moved_ratio > 0.0
-        return replace(stay, move=nothing, refused=refused, proposed=move if refused else None)
-    return replace(_plan(instance, options, found, bounds), move=move)
+    stay = replace(_plan(instance, options, _Found(p2l=previous), bounds), move=nothing)
+    return stay if best is None else replace(stay, refused=True, proposed=best[2])
 
 
 def _candidates(
@@ -197,8 +195,8 @@ def _plan(instance: ExpertInstance, options: PlaceOptions, found: _Found, bounds
     score = score_map(instance, found.p2l)
     objective_s = score.objective_s(options.communication)
     bound_s = min(float(bounds.sum()), objective_s)  # rounding only: a bound never exceeds a map's cost
-    if found.proved and instance.slots == instance.experts:
-        bound_s = objective_s  # with replicas a map that holds an expert twice on a GPU might cost less
+    if found.proved:
+        bound_s = objective_s
     proved = found.proved or objective_s - bound_s <= 1e-9 * max(objective_s, 1e-15)
     return ExpertPlan(
         instance_name=instance.name,

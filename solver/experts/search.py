@@ -86,7 +86,7 @@ EVEN_OUT = (Stage(mean_weight=0.0, square_weight=0.3, replica_ratio=0.3, tries=3
 COMPUTE_RATIOS = (0.15, 0.5)
 FULL_COMPUTE_RATIOS = (0.1, 0.15, 0.3, 0.5)
 FULL_STARTS = 4
-FAST_WORK = 1e6
+FAST_WORK = 1e7
 FULL_WORK = 4e8
 EVEN_OUT_WORK = 2e7
 """Small problems are tried again until about so many steps of kernels were done."""
@@ -258,28 +258,24 @@ def search(
     if not field.linked:
         return _evened(field, balanced, full=full, chance=chance, deadline=deadline)
     if not full:
-        maps = [balanced]
-        for _ in range(_rounds(field, POLISH, FAST_WORK)):
-            starts = [*_starting_maps(field, balanced, full=False, chance=chance, deadline=deadline)]
-            if not starts:
-                break
-            p2l = _best(instance, communication, starts)
-            field.run(p2l, POLISH, chance, deadline)
-            maps.append(p2l)
-        return _best(instance, communication, maps)
+        starts = [balanced, *_starting_maps(field, balanced, full=False, chance=chance, deadline=deadline)]
+        p2l = _best(instance, communication, starts).copy()
+        field.run(p2l, POLISH, chance, deadline)
+        p2l = _best(instance, communication, [p2l, balanced])
+        return _shaken(field, p2l, work=FAST_WORK, chance=chance, deadline=deadline)
     starts = [*_starting_maps(field, balanced, full=True, chance=chance, deadline=deadline)]
     ranked = sorted(starts, key=lambda p2l: score_map(instance, p2l).objective_s(communication))
     return _best(
         instance,
         communication,
-        [balanced, *_polished(field, ranked[:FULL_STARTS] or [balanced], chance=chance, deadline=deadline)],
+        [balanced, _polished(field, ranked[:FULL_STARTS] or [balanced], chance=chance, deadline=deadline)],
     )
 
 
 def _rounds(field: Field, stages: Sequence[Stage], work: float) -> int:
     """Return how often stages are worth repeating: small problems have time for many tries."""
     per_round = sum(field.work_of(stage) for stage in stages)
-    return int(min(MOST_ROUNDS, max(1.0, work / max(1.0, per_round))))
+    return int(min(MOST_ROUNDS, work / max(1.0, per_round)))
 
 
 def _evened(field: Field, balanced: Slots, *, full: bool, chance: Counts, deadline: Deadline) -> Slots:
@@ -329,32 +325,34 @@ def _starting_maps(
             yield p2l
 
 
-def _polished(
-    field: Field, starts: Sequence[Slots], *, chance: Counts, deadline: Deadline
-) -> Iterator[Slots]:
-    """Polish each start; go on from the best with traffic weighed more again, until enough was tried."""
-    instance = field.instance
-    best_s = math.inf
-    best = starts[0]
+def _polished(field: Field, starts: Sequence[Slots], *, chance: Counts, deadline: Deadline) -> Slots:
+    """Polish each start, then go on from the best."""
+    best, best_s = starts[0], math.inf
     for start in starts:
         if deadline.passed() and best_s < math.inf:
             break
         p2l = start.copy()
         field.run(p2l, LONG_POLISH, chance, deadline)
-        value_s = score_map(instance, p2l).objective_s("transition")
+        value_s = score_map(field.instance, p2l).objective_s("transition")
         if value_s < best_s:
-            best_s, best = value_s, p2l
-    for number in range(_rounds(field, SHORT_POLISH, FULL_WORK)):
+            best, best_s = p2l, value_s
+    return _shaken(field, best, work=FULL_WORK, chance=chance, deadline=deadline)
+
+
+def _shaken(field: Field, best: Slots, *, work: float, chance: Counts, deadline: Deadline) -> Slots:
+    """Shake the best map and search on, again and again, for so much work."""
+    best_s = score_map(field.instance, best).objective_s("transition")
+    for number in range(_rounds(field, SHORT_POLISH, work)):
         if deadline.passed():
             break
         p2l = best.copy()
         field.shake(p2l, SHAKEN_RATIOS[number % len(SHAKEN_RATIOS)], chance)
         # mean traffic shows the way, but always the same way: every other time the objective is nearly alone
         field.run(p2l, SHORT_POLISH[2 * (number % 2) :], chance, deadline)
-        value_s = score_map(instance, p2l).objective_s("transition")
+        value_s = score_map(field.instance, p2l).objective_s("transition")
         if value_s < best_s:
-            best_s, best = value_s, p2l
-    yield best
+            best, best_s = p2l, value_s
+    return best
 
 
 def _best(
