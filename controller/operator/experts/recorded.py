@@ -90,12 +90,17 @@ def _config_map(
         raise _MissingError("LoadMissing", f"{where} has no key {source.key}")
     version = _version(text.encode())
     if known is not None and known.version == version and known.recording is not None:
-        return known
+        return _again(known)
     return Look(
         recording=_parsed(text.encode(), spec, f"{where}, {source.key}"),
         version=version,
         at_s=_written_s(body["metadata"]),
     )
+
+
+def _again(known: Look) -> Look:
+    """Return what was read before; whatever was wrong meanwhile is over."""
+    return replace(known, reason="", message="") if known.reason else known
 
 
 def _written_s(metadata: Mapping[str, Any]) -> float:
@@ -121,7 +126,7 @@ def _volume(key: Key, spec: ExpertPlacementSpec, source: LoadVolume, folder: str
         raise _MissingError("LoadUnreadable", f"{where}: more than {MOST_FILE_BYTES >> 20} MiB")
     version = " ".join(f"{part.st_mtime_ns}-{part.st_size}" for part in [facts, *parts])
     if known is not None and known.version == version and known.recording is not None:
-        return known
+        return _again(known)
     try:
         recording = _of_file(path, spec)
     except InputError as error:
