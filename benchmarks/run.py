@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experts import bench_experts
 from benchmarks.hundredths import solve_hundredths
 from benchmarks.instances import random_instance
 from benchmarks.results import Result, Setting, at_most, say
@@ -324,6 +325,7 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Result]]] = {
     "hundredths": bench_hundredths,
     "slices": bench_slices,
     "simulation": bench_simulation,
+    "experts": bench_experts,
     "operator-scale": bench_operator_scale,
 }
 

@@ -8,6 +8,8 @@ import numpy as np
 from solver.compiled import compiled
 from solver.domain.moe import Floats, Slots
 
+GIVERS = 4
+
 
 @compiled
 def replica_counts(load: Floats, slots: int, most: int) -> Slots:
@@ -32,6 +34,97 @@ def replica_counts(load: Floats, slots: int, most: int) -> Slots:
                     best = e
         copies[best] += 1
     return copies
+
+
+@compiled
+def _fold_after(
+    shares: Floats, old_a: float, old_b: float, new_a: float, new_b: float, n_a: int, n_b: int
+) -> float:
+    """Return the largest sum of two in one GPU if the largest share is put with the smallest, and so on inwards.
+
+    ``shares`` are sorted, largest first; ``n_a`` of ``old_a`` become one more of ``new_a``, ``n_b`` one less.
+    """
+    slots = shares.shape[0]
+    row = np.zeros(slots)
+    skip_a = n_a
+    skip_b = n_b
+    left_a = n_a + 1
+    left_b = n_b - 1
+    at = 0
+    for s in range(slots):
+        while at < slots and ((skip_a > 0 and shares[at] == old_a) or (skip_b > 0 and shares[at] == old_b)):
+            if skip_a > 0 and shares[at] == old_a:
+                skip_a -= 1
+            else:
+                skip_b -= 1
+            at += 1
+        value = shares[at] if at < slots else -1.0
+        if left_a > 0 and new_a >= value and (left_b == 0 or new_a >= new_b):
+            row[s] = new_a
+            left_a -= 1
+        elif left_b > 0 and new_b >= value:
+            row[s] = new_b
+            left_b -= 1
+        else:
+            row[s] = value
+            at += 1
+    worst = 0.0
+    for s in range(slots // 2):
+        worst = max(worst, row[s] + row[slots - 1 - s])
+    return worst
+
+
+@compiled
+def trade_copies(load: Floats, copies: Slots, most: int) -> None:
+    """Improve replica counts in place for two slots per GPU, where a large share needs a small one beside it.
+
+    Greedy counts make the largest share as small as can be; here an expert gives a copy to another as long as that
+    lowers the dearest pair. Takers are all experts, givers the few that grow least by it.
+    """
+    experts = load.shape[0]
+    slots = int(copies.sum())
+    while True:
+        shares = np.zeros(slots)
+        at = 0
+        for e in range(experts):
+            for _ in range(copies[e]):
+                shares[at] = load[e] / copies[e]
+                at += 1
+        shares = np.sort(shares)[::-1].copy()
+        best = 0.0
+        for s in range(slots // 2):
+            best = max(best, shares[s] + shares[slots - 1 - s])
+        best *= 1.0 - 1e-9
+        grown = np.full(experts, np.inf)
+        for e in range(experts):
+            if copies[e] > 1:
+                grown[e] = load[e] / (copies[e] - 1)
+        givers = np.argsort(grown, kind="mergesort")[:GIVERS]
+        giver = -1
+        taker = -1
+        for b in givers:
+            if grown[b] >= best:
+                break
+            for a in range(experts):
+                if a == b or copies[a] >= most:
+                    continue
+                worst = _fold_after(
+                    shares,
+                    load[a] / copies[a],
+                    load[b] / copies[b],
+                    load[a] / (copies[a] + 1),
+                    grown[b],
+                    copies[a],
+                    copies[b],
+                )
+                if worst < best:
+                    best = worst
+                    giver = b
+                    taker = a
+        if giver < 0:
+            return
+        copies[giver] -= 1
+        copies[taker] += 1
 
 
 @compiled
@@ -218,9 +311,14 @@ def balance_layers(
     most = 0
     for g in range(slots_per_gpu.shape[0]):
         most += min(most_held[g], slots_per_gpu[g])
+    pairs = slots > load.shape[1]
+    for g in range(slots_per_gpu.shape[0]):
+        pairs = pairs and slots_per_gpu[g] == 2 and seconds[g] == seconds[0]
     p2l = np.zeros((layers, slots), dtype=np.int32)
     for layer in range(layers):
         copies = replica_counts(load[layer], slots, most)
+        if pairs:
+            trade_copies(load[layer], copies, most)
         row = pack(load[layer], copies, slots_per_gpu, most_held, seconds)
         exchange(row, load[layer], slots_per_gpu, most_held, seconds, bounds_s[layer] * (1.0 + slack_ratio))
         p2l[layer] = row
