@@ -7,9 +7,12 @@ see. It watches nothing.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from controller.operator.api import MODEL_SERVICES, Api, ApiError, Resource
+from controller.operator.api import EXPERT_PLACEMENTS, MODEL_SERVICES, Api, ApiError, Resource
 from controller.operator.world import OPTIONAL, WATCHED, World
 from solver.domain.errors import InputError
+
+ASKED = tuple(resource for resource in WATCHED if resource is not EXPERT_PLACEMENTS)
+"""What is read unless said otherwise: replicas do not depend on where experts sit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +37,9 @@ class Snapshot:
 
 
 def read_world(
-    api: Api, namespace: str, *, gpu_resource: str, resources: Iterable[Resource] = WATCHED
+    api: Api, namespace: str, *, gpu_resource: str, resources: Iterable[Resource] = ASKED
 ) -> Snapshot:
-    """Read all kinds that the operator watches; ``namespace`` is where we look if we may not look everywhere.
+    """Read the kinds that the operator plans with; ``namespace`` is where we look if we may not look everywhere.
 
     Raises
     ------

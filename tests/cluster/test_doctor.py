@@ -88,7 +88,7 @@ def test_what_is_right_is_said_to_be_right(api: Api) -> None:
     assert report.server_version.startswith("v1.")
     assert report.leader == "replica-0"
     assert not [f for f in report.findings if f.area == "definitions" and f.mark is not Mark.OK]
-    assert len(found(report, "definitions", Mark.OK)) == 3
+    assert len(found(report, "definitions", Mark.OK)) == 4
     assert found(report, "leader", Mark.OK)
     assert found(report, "permissions", Mark.OK)[0].what.startswith("your account has all")
     (good,) = [product for product in report.products if product.label == GOOD]

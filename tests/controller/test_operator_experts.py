@@ -2,13 +2,17 @@
 
 import copy
 import json
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from controller.operator.api import (
     CONFIG_MAPS,
@@ -29,12 +33,14 @@ from controller.operator.experts.smoothing import Smoothed
 from controller.operator.notices import Notices
 from controller.operator.views import APPROVED, PAUSED
 from controller.operator.world import Pod, World
-from controller.resources.expert_placement import ExpertPlacementSpec
+from controller.resources.expert_placement import ExpertPlacementSpec, ExpertPlacementStatus
+from controller.resources.kinds import EXPERT_PLACEMENT
 from solver.domain.errors import InputError
 from solver.domain.moe import ExpertPlan, ExpertPlanStatus, Slots
 from solver.experts.bounds import lower_bounds_s
 from solver.experts.score import move_between, score_map
 from telemetry.experts.recording import ExpertRecording
+from tests.cluster import objects
 from tests.cluster.scene import expert_placement
 from tests.telemetry.loopback import say, serving
 
@@ -185,6 +191,13 @@ class Stage:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
+    with staged() as one:
+        yield one
+
+
+@contextmanager
+def staged() -> Iterator[Stage]:
+    """Set a loop up."""
     cluster: Any = Cluster()
     world, placer = World(), Zigzag()
     notices = Notices(api=cluster, instance="tests")
@@ -562,6 +575,51 @@ def test_a_dump_over_http_is_read_within_bounds() -> None:
             found = look(api, KEY, spec_of({"httpDump": {"url": f"{address}/{path}"}}), folder="")
             assert found.reason == "LoadInvalid"
             assert words in found.message
+
+
+def test_a_prometheus_is_asked_once_per_window(stage: Stage) -> None:
+    asked = []
+
+    def answer(request: Any, form: dict[str, str]) -> None:
+        asked.append(form["query"])
+        result = [
+            {"metric": {"layer": str(layer), "expert": str(expert)}, "value": [0, str(count)]}
+            for layer, row in enumerate(HOT_FIRST)
+            for expert, count in enumerate(row)
+        ]
+        say(json.dumps({"data": {"resultType": "vector", "result": result}}))(request, form)
+
+    with serving({"/api/v1/query": answer}) as address:
+        stage.now_s = time.time()  # what is measured is of now
+        prometheus = {"url": address, "metric": "tokens_total"}
+        stage.put(wish(loadSource={"prometheus": prometheus, "windowSeconds": 60}))
+        assert stage.go(3)["phase"] == "Applied"
+    assert asked == ["sum by (layer, expert) (increase(tokens_total{}[60s]))"]
+    held = stage.maps()
+    stage.loop._books[KEY].next_look_s = 0.0  # the window is over, and the server gone
+    assert stage.go(2)["phase"] == "Held"
+    assert stage.condition("Stale")["reason"] == "LoadInvalid"
+    assert stage.maps() == held
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(spec=objects.valid_specs(EXPERT_PLACEMENT), recorded=st.booleans())
+def test_whatever_the_server_takes_gets_a_status(spec: Object, recorded: bool) -> None:  # noqa: FBT001
+    with staged() as stage:
+        spec["loadSource"] = source(ewmaAlpha=spec["loadSource"].get("ewmaAlpha", 0.3))
+        model = spec["modelRef"]
+        stage.put({"metadata": {"name": "moe"}, "spec": spec})
+        if recorded and model["moeLayers"] * model["experts"] < 20_000:
+            stage.load([[float(expert) for expert in range(model["experts"])]] * model["moeLayers"])
+        status = stage.go(2)
+        assert ExpertPlacementStatus.model_validate(status).written()["phase"] == status["phase"]
+        assert status["message"]
 
 
 def test_a_volume_is_read_in_the_folder_of_the_namespace_only(tmp_path: Path) -> None:
