@@ -27,11 +27,15 @@ class Sustained:
     trouble: str = ""
 
 
+MOST_LABELLED = 1000
+
+
 @dataclass(slots=True)
 class ProfileBook:
     """Answers what profiles sustain, and remembers."""
 
     _catalogues: Catalogues | None = None
+    _labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _known: dict[tuple[str, SloSpec, tuple[tuple[float, float], ...]], Sustained] = field(
         default_factory=dict
     )
@@ -52,11 +56,16 @@ class ProfileBook:
 
     def labels_of(self, gpu_type: str) -> tuple[str, ...]:
         """Values of the product label that mean a GPU type."""
-        try:
-            gpu = find_gpu(self._read().gpus, gpu_type)
-        except InputError:
-            return (gpu_type,)
-        return (gpu_type, gpu.name, *gpu.product_labels)
+        if gpu_type not in self._labels:
+            if len(self._labels) > MOST_LABELLED:
+                self._labels.clear()
+            try:
+                gpu = find_gpu(self._read().gpus, gpu_type)
+            except InputError:
+                self._labels[gpu_type] = (gpu_type,)
+            else:
+                self._labels[gpu_type] = (gpu_type, gpu.name, *gpu.product_labels)
+        return self._labels[gpu_type]
 
     def _read(self) -> Catalogues:
         if self._catalogues is None:
