@@ -60,6 +60,19 @@ def test_services_that_come_change_and_go_are_decided(brain: Brain) -> None:
     assert brain.setbacks == {}
 
 
+def test_a_decision_that_stays_is_the_same_object(brain: Brain) -> None:
+    first, second = service("first", 2.0), service("second", 3.0)
+    before = brain.decide(cluster(first, second))
+    after = brain.decide(cluster(service("first", 5.0), second))
+    assert before is not None
+    assert after is not None
+    assert after[1] is before[1]
+    assert counts(brain, replace(first, stance=Stance.FIXED), second) == {"second": (3,)}
+    assert counts(brain, service("first", 5.0), second) == {"first": (5,), "second": (3,)}
+    assert counts(brain, service("first", 2.0)) == {"first": (2,)}
+    assert counts(brain, second, service("first", 2.0)) == {"second": (3,), "first": (2,)}
+
+
 def test_a_child_that_dies_is_replaced(brain: Brain) -> None:
     assert counts(brain, service("s", 2.0)) == {"s": (2,)}
     child = brain.pid
