@@ -467,6 +467,19 @@ def test_a_refused_write_is_tried_again(stage: Stage) -> None:
     assert stage.go()["phase"] == "Applied"
 
 
+def test_a_write_that_may_not_be_is_said_and_waits(stage: Stage) -> None:
+    stage.cluster.refuses = 403
+    stage.put(wish(loadSource=source()))
+    stage.load(HOT_FIRST)
+    status = stage.go(4)
+    assert stage.condition("Applied")["reason"] == "WriteRefused"
+    assert status["message"] == "a write was refused: refused"
+    assert len(stage.placer.tasks) == 1
+    stage.cluster.refuses = 0
+    stage.loop._books[KEY].until_s = 0.0
+    assert stage.go()["phase"] == "Applied"
+
+
 def test_uneven_slots_are_no_engines(stage: Stage) -> None:
     body = wish(loadSource=source())
     gpus = [{"id": index, "slots": slots} for index, slots in enumerate((3, 1, 2, 2))]

@@ -55,6 +55,9 @@ AGAIN_S = 15.0
 """A measured source that failed is asked again after so long, or after a window if that is shorter."""
 MOST_BACKOFF_S = 600.0
 FRESH_WINDOWS = 3
+WRITE_REFUSED = "WriteRefused"
+REFUSED = frozenset({400, 403, 413, 422})
+"""What the API server says of one object for what it is: it waits, no other does."""
 _FIGURES = (
     "objectiveUs",
     "lowerBoundUs",
@@ -313,6 +316,8 @@ class ExpertLoop:
             taken = f"ConfigMap {name_of(key)} is somebody else's: rename or delete it"
             return Progress(load=case.load, blocked=("ConfigMapTaken", taken), **case.kept())
         case = replace(case, written=written)
+        if book.failure[0] == WRITE_REFUSED and time.monotonic() < book.until_s:
+            return replace(book.standing(case, applied=False), load=case.load, blocked=book.failure)
         waiting = self._restarted(case)
         if waiting[0]:
             # a map that is not rolled out yet is not the one in force: no other is sought before
@@ -357,8 +362,6 @@ class ExpertLoop:
             return Progress(infeasible=("EngineRefuses", str(error)), applied=case.there, **kept)
         if data == written.data:
             book.decided = state
-            if refusal_of(answer):
-                self._tell(case.key, book, "MoveRefused", refusal_of(answer))
             return book.standing(case, applied=True)
         return self._write(case, answer, topology, data)
 
@@ -446,9 +449,10 @@ class ExpertLoop:
         book.until_s = time.monotonic() + min(MOST_BACKOFF_S, 10.0 * 2 ** (book.failures - 1))
 
     def _refused(self, key: Key, book: Book, error: ApiError) -> None:
-        """Keep a placement whose write or read failed; the next round sees it as it then is."""
+        """Keep a placement whose write or read failed; the next round sees it as it then is, and says so."""
         log.warning("experts", placement=f"{key[0]}/{key[1]}", code=error.code, error=str(error))
-        if not error.passing and error.code in {400, 403, 413, 422}:
+        if not error.passing and error.code in REFUSED:
+            self._set_back(book, WRITE_REFUSED, f"a write was refused: {error}")
             self._tell(key, book, "WriteFailed", str(error), warning=True)
 
     # -- say ------------------------------------------------------------------------------------------------------
