@@ -189,33 +189,21 @@ def solved(task: Task) -> tuple[str, object]:
         max_moved_ratio=limited,
     )
     plan = place_experts(task.instance, options=options, clock=time.monotonic)
-    if not plan.refused and plan.proposed is not None:  # a move of nothing is no proposal
-        plan = replace(plan, proposed=None)
     faults = check_experts(task.instance, plan, previous=task.previous)
     if faults:
         return UNSOUND, f"the check of the map failed: {faults[0]}"
-    if task.previous is None or plan.move is None:
+    if task.previous is None or plan.refused or plan.move is None or not plan.move.moved_ratio:
         return "done", plan
-    gain_s, proposed = plan.move.net_gain_s, plan.move
-    if plan.move.moved_ratio:
-        if gain_s is None or gain_s > task.least_gain_s:
-            return "done", plan
-    elif plan.refused:
+    gain_s = plan.move.net_gain_s
+    if gain_s is None or gain_s > task.least_gain_s:
         return "done", plan
-    else:
-        # nothing moves: say what the best map would take and bring, if there is a better one
-        free = place_experts(replace(task.instance, migration=None), options=options, clock=time.monotonic)
-        saved_s = plan.objective_s - free.objective_s
-        proposed = move_between(task.instance, task.previous, free.physical_to_logical, saved_s=saved_s)
-        if not proposed.moved_ratio or saved_s <= 1e-9 * plan.objective_s:
-            return "done", plan
     stays = replace(
         plan,
         physical_to_logical=task.previous,
         score=score_map(task.instance, task.previous),
         move=move_between(task.instance, task.previous, task.previous, saved_s=0.0),
         refused=True,
-        proposed=proposed,
+        proposed=plan.move,
     )
     return "done", stays
 
