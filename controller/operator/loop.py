@@ -50,6 +50,8 @@ from solver.services.steps import plan_steps
 log = structlog.get_logger(__name__)
 MEASURED_SLACK_RATIO = 0.5
 """Measured traffic may use half of the headroom before more capacity is called for."""
+MOST_DEBOUNCES = 2.0
+"""A change waits for a quiet moment no longer than so many debounce times."""
 FAILED_WAIT_S = 60.0
 MOST_BACKOFF_S = 60.0
 WRITERS = 8
@@ -64,7 +66,6 @@ class LoopSettings:
 
     plan_interval_s: float = 60.0
     debounce_s: float = 2.0
-    most_debounce_s: float = 15.0
     coalesce_s: float = 0.2
     paused: bool = False
     gpu_label: str = "nvidia.com/gpu.product"
@@ -252,7 +253,12 @@ class Loop:
             self._dirty_since_s = now_s
         quiet = now_s - self.world.changed_s >= self.settings.debounce_s
         waited = now_s - self._dirty_since_s
-        if self._decided_s > float("-inf") and not quiet and waited < self.settings.most_debounce_s:
+        # a cluster in which something always changes is never quiet: nobody waits for that
+        if (
+            self._decided_s > float("-inf")
+            and not quiet
+            and waited < MOST_DEBOUNCES * self.settings.debounce_s
+        ):
             return
         self._dirty_since_s = None
         decisions = self.brain.decide(ClusterState(pools=pools, services=services))

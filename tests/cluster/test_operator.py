@@ -1,5 +1,6 @@
 """The operator on a real control plane: approval, kinds of targets, owners of replicas, release, pause, annotations."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -409,3 +410,35 @@ def test_a_recorded_trace_in_a_config_map_is_traffic(api: Api) -> None:
 def test_definitions_are_the_generated_ones() -> None:
     for file in Path(scene.CRDS).glob("*.yaml"):
         assert yaml.safe_load(file.read_text(encoding="utf-8"))["spec"]["group"] == "ballast.dev"
+
+
+def test_a_cluster_that_is_never_quiet_is_planned_for_all_the_same(api: Api) -> None:
+    put_pair(api, "steady", 0.5, mode="Recommend")
+    put_pair(api, "restless", 0.5, mode="Recommend")
+    assert eventually(lambda: scene.plan_of(api, SPACE, "steady") != {})
+    stopping = threading.Event()
+
+    def disturb() -> None:
+        number = 0
+        while not stopping.wait(0.05):
+            number += 1
+            noise = {"metadata": {"annotations": {"example.com/noise": str(number)}}}
+            api.patch(DEPLOYMENTS, SPACE, "restless-a", noise, manager="noise")
+
+    thread = threading.Thread(target=disturb, daemon=True)
+    thread.start()
+    try:
+        put_pair(api, "steady", 4.5, mode="Recommend")
+
+        def planned() -> bool:
+            status = (api.get(MODEL_SERVICES, SPACE, "steady") or {}).get("status") or {}
+            return sum(entry["replicas"] for entry in status.get("desired") or []) > 0 and (
+                (status.get("demand") or {}).get("requestsPerSecond") == 4.5
+            )
+
+        assert eventually(planned, within_s=8), "waited for a quiet that does not come"
+    finally:
+        stopping.set()
+        thread.join()
+    for name in ("steady", "restless"):
+        remove(api, name)
