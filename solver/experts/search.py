@@ -65,9 +65,9 @@ SETTLE = (
     Stage(mean_weight=1.0, tries=1500, passes=2),
 )
 POLISH = (
-    Stage(mean_weight=3.0, tries=2500, passes=1),
-    Stage(mean_weight=1.0, tries=2500, passes=3),
-    Stage(mean_weight=0.3, tries=2500, passes=1),
+    Stage(mean_weight=3.0, tries=2200, passes=1),
+    Stage(mean_weight=1.0, tries=2200, passes=3),
+    Stage(mean_weight=0.3, tries=2200, passes=1),
 )
 LONG_POLISH = (
     Stage(mean_weight=3.0, tries=8000, passes=6),
@@ -321,7 +321,7 @@ def _starting_maps(
         for ratio in FULL_COMPUTE_RATIOS if full else COMPUTE_RATIOS:
             if deadline.passed():
                 return
-            stages = _between_nodes(ratio, tries=3000 if full else 2000, passes=10 if full else 3)
+            stages = _between_nodes(ratio, tries=3000 if full else 1700, passes=10 if full else 3)
             p2l = between.gathered(balanced, stages, chance, deadline)
             field.run(p2l, SETTLE, chance, deadline)
             yield p2l
