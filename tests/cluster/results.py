@@ -33,6 +33,12 @@ def _order(entry: dict[str, object]) -> tuple[int, str]:
     return (int(number) if number.isdigit() else 99, str(entry["name"]))
 
 
+def _met(entry: dict[str, object]) -> str:
+    if not entry["limit"]:
+        return ""
+    return "yes" if entry["met"] else "**no**"
+
+
 def write_page(results: Path) -> None:
     """Put the figures into the page, after what people wrote."""
     entries = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line]
@@ -46,7 +52,7 @@ def write_page(results: Path) -> None:
         "|---|---|---|---|",
     ]
     rows += [
-        f"| {e['name']} | {e['value']:.4g} {e['unit']} | {e['limit']} | {'yes' if e['met'] else '**no**'} |"
+        f"| {e['name']} | {e['value']:.4g} {e['unit']} | {e['limit']} | {_met(e)} |"
         for e in sorted(entries, key=_order)
     ]
     head = PAGE.read_text(encoding="utf-8").split(FIGURES, maxsplit=1)[0]
