@@ -7,6 +7,7 @@ and holds no decision; missing knowledge is None, never zero.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from solver.domain.fleet import Role
 from solver.domain.gpu_mix import RequestBucket
 
 
@@ -40,7 +41,9 @@ class VariantState:
     price_usd_per_h: float
     """US$ per replica and hour."""
     throughput_rps: tuple[float, ...]
-    """Per bucket of the service: largest rate inside the SLO; 0: cannot serve it."""
+    """Per bucket of the service: largest rate inside the SLO; 0: cannot serve it.
+
+    Whole requests for role both, prefills only for role prefill, decodes only for role decode."""
     replicas: int
     """Asked for now."""
     ready: int
@@ -51,6 +54,9 @@ class VariantState:
     max_replicas: int | None = None
     locked: bool = False
     """Somebody else owns the number of replicas: it stays what it is."""
+    role: Role = Role.BOTH
+    kv_link_bytes_per_s: float | None = None
+    """What one replica's link can send (prefill) or take (decode); None: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,13 @@ class ServiceState:
     survive: int = 0
     start_cost_usd: float = 0.0
     stop_cost_usd: float = 0.0
+    kv_bytes_per_prompt_token: float = 0.0
+    """What moves from a prefill to a decode replica for each token of a prompt."""
+
+    @property
+    def splits(self) -> bool:
+        """Whether any variant serves only one phase."""
+        return any(variant.role is not Role.BOTH for variant in self.variants)
 
     @property
     def rate_rps(self) -> float:

@@ -36,7 +36,15 @@ from solver.domain.trace_summary import SizeHistogram, TraceSummary
 LARGEST_CELL_COUNT = 2048
 _LARGEST_ROUND_COUNT = 100
 
-RateBasis = Literal["mean", "peak"] | float
+
+@dataclass(frozen=True, slots=True)
+class GivenRate:
+    """A rate that comes from elsewhere, such as a forecast; the trace gives the sizes."""
+
+    rate_rps: float
+
+
+RateBasis = Literal["mean", "peak"] | float | GivenRate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +65,16 @@ class Demand:
 def chosen_rate_rps(summary: TraceSummary, rate: RateBasis, *, window_s: float) -> float:
     """Return the rate to plan for, in requests per second.
 
-    ``rate`` is ``"mean"`` (of the whole trace), ``"peak"`` (largest window) or a share such as 0.99: the rate not
-    exceeded in that share of the windows of ``window_s`` seconds, which must be among those counted.
+    ``rate`` is ``"mean"`` (of the whole trace), ``"peak"`` (largest window), a share such as 0.99: the rate not
+    exceeded in that share of the windows of ``window_s`` seconds, which must be among those counted, or a given rate.
 
     Raises
     ------
     InputError
         If the share is not in [0, 1], or the mean is asked of a trace of no length.
     """
+    if isinstance(rate, GivenRate):
+        return rate.rate_rps
     if rate == "mean":
         if summary.mean_rps is None:
             raise InputError(

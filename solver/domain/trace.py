@@ -20,6 +20,10 @@ from solver.domain.errors import InputError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+LARGEST_TOKEN_COUNT = 10**9
+"""Of a request. Above it a token count is a slip; it also keeps sums over 10^9 requests inside 64 bits."""
+LARGEST_TIME_S = 1e10
+"""Above it (317 years) a time is not in seconds; seconds since 1970 are fine."""
 LARGEST_WINDOW_COUNT = 4_000_000
 """More windows than this are refused: 32 MB of counts, a 10-second window over a year."""
 
@@ -262,7 +266,25 @@ def scaled(requests: Requests, *, rate_ratio: float = 1.0, tokens_ratio: float =
 
     The rate is changed by running the clock faster: every request stays, bursts keep their shape and become as much
     steeper, the trace gets shorter. Tokens are rounded to the nearest count, at least 1.
+
+    Raises
+    ------
+    InputError
+        If a request would have more than `LARGEST_TOKEN_COUNT` tokens or arrive after `LARGEST_TIME_S`: nobody could
+        read it back.
     """
+    if len(requests):
+        most = float(max(requests.prompt_tokens.max(), requests.output_tokens.max())) * tokens_ratio
+        if most > LARGEST_TOKEN_COUNT:
+            raise InputError(
+                f"{tokens_ratio:g} times as many tokens make {most:.4g} in one request",
+                right=f"a ratio that leaves at most {LARGEST_TOKEN_COUNT:,}",
+            )
+        _refuse_late(
+            float(requests.arrival_s.max()) / rate_ratio,
+            f"a rate {rate_ratio:g} times as high",
+            "a larger ratio",
+        )
     return replace(
         requests,
         arrival_s=requests.arrival_s / rate_ratio,
@@ -271,11 +293,24 @@ def scaled(requests: Requests, *, rate_ratio: float = 1.0, tokens_ratio: float =
     )
 
 
+def _refuse_late(latest_s: float, why: str, right: str) -> None:
+    if latest_s > LARGEST_TIME_S:
+        raise InputError(
+            f"{why} puts requests {latest_s:.4g} s from the start",
+            right=f"{right}: at most {LARGEST_TIME_S:,.0f} s",
+        )
+
+
 def spread(chunks: Iterable[Requests], *, within_s: float, seed: int) -> Iterator[Requests]:
     """Spread requests that share a time stamp over the ``within_s`` seconds after it, at random but in order.
 
     A recording that rounds arrivals (Mooncake: to 3 s) makes bursts that never were. Each group of requests with
     one stamp t is spread uniformly over [t, min(t + within_s, next stamp)); where chunks begin makes no difference.
+
+    Raises
+    ------
+    InputError
+        If the last of them could arrive after `LARGEST_TIME_S`.
     """
     randomness = np.random.default_rng(seed)
     held: Requests | None = None
@@ -289,6 +324,8 @@ def spread(chunks: Iterable[Requests], *, within_s: float, seed: int) -> Iterato
         if open_from:
             yield _spread(whole.take(slice(None, open_from)), float(held.arrival_s[0]), within_s, randomness)
     if held is not None:
+        latest_s = float(held.arrival_s[-1]) + within_s
+        _refuse_late(latest_s, f"spreading over {within_s:g} s", "a shorter time")
         yield _spread(held, math.inf, within_s, randomness)
 
 
