@@ -69,11 +69,11 @@ class Program:
         self.integer.append(integer)
         return len(self.lower) - 1
 
-    def add_shares(self, count: int) -> range:
-        """Add ``count`` continuous variables in [0, 1] without cost; returns their indices."""
+    def add_shares(self, count: int, *, upper: float = 1.0) -> range:
+        """Add ``count`` continuous variables in [0, ``upper``] without cost; returns their indices."""
         start = len(self.lower)
         self.lower.extend([0.0] * count)
-        self.upper.extend([1.0] * count)
+        self.upper.extend([upper] * count)
         self.cost.extend([0.0] * count)
         self.integer.extend([False] * count)
         return range(start, start + count)

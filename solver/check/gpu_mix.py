@@ -3,8 +3,8 @@
 It exists so that no plan is applied or shown on the word of a solver: everything the README of
 gputype-instance asks is computed again here from the instance alone, and every rule that is broken
 becomes a sentence. It imports no solver and no backend; whether a routing exists at all (after replicas
-are lost) is settled by a small certificate of its own, `certify_routing`. It says nothing about how good
-a plan is beyond what the plan itself claims.
+are lost) is settled by a small certificate of its own (`certify_routing`, `solver.check.game`). It says
+nothing about how good a plan is beyond what the plan itself claims.
 """
 
 import math
@@ -15,6 +15,8 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
+from solver.check.game import Floats, least_largest_use
+from solver.check.losses import unsurvived
 from solver.domain.gpu_mix import (
     GpuMixInstance,
     GpuMixPlan,
@@ -23,11 +25,6 @@ from solver.domain.gpu_mix import (
     ModelDemand,
     PlanStatus,
 )
-
-Floats = npt.NDArray[np.float64]
-
-MOST_PIVOTS = 20_000
-MOST_LOSSES = 20_000
 
 
 def check_gpu_mix(instance: GpuMixInstance, plan: GpuMixPlan, *, tolerance: float = 1e-6) -> tuple[str, ...]:
@@ -213,6 +210,8 @@ def _routing(model: ModelDemand, m: int, plan: GpuMixPlan, tolerance: float) -> 
             yield f"{at}: routed, though the bucket has no traffic"
         elif model.throughput_rps[entry.bucket][entry.config] == 0 and entry.share != 0:
             yield f"{at}: routed to a configuration that cannot serve it"
+        elif model.variants[entry.config].quality_ratio < model.min_quality_ratio and entry.share != 0:
+            yield f"{at}: routed to a configuration below the quality asked for"
     rate_rps = np.array([bucket.rate_rps for bucket in model.buckets])
     for b in np.flatnonzero((rate_rps > 0) & (np.abs(shares.sum(axis=1) - 1) > tolerance)):
         yield f"{model.name}, bucket {b}: the shares sum to {shares[b].sum():.9g}, not 1"
@@ -258,40 +257,20 @@ def _replicas(model: ModelDemand, counts: tuple[int, ...]) -> Iterator[str]:
 
 
 def _survival(model: ModelDemand, counts: tuple[int, ...], tolerance: float) -> Iterator[str]:
-    """Whichever ``survive`` replicas are lost, some routing over the others carries the full rate.
-
-    The losses are searched as lower bounds l[c]: a routing with loads L covers every loss of at most
-    n[c] - L[c] replicas each, so only losses that exceed this somewhere remain to be looked at.
-    """
+    """Whichever ``survive`` replicas are lost, some routing over the others carries the full rate."""
     if model.survive == 0 or model.rate_rps <= 0:
         return
-    if sum(counts) <= model.survive:
-        yield f"{model.name}: {sum(counts)} replicas cannot survive the loss of {model.survive}"
-        return
     load = _load_per_share(model)
-    allowed = np.array(model.throughput_rps).reshape(load.shape) > 0
+    good = np.array([variant.quality_ratio >= model.min_quality_ratio for variant in model.variants])
+    allowed = (np.array(model.throughput_rps).reshape(load.shape) > 0) & good
     busy = np.array([bucket.rate_rps > 0 for bucket in model.buckets])
     load, allowed = load[busy], allowed[busy]
-    open_losses = [tuple([0] * len(counts))]
-    seen = set(open_losses)
-    while open_losses:
-        if len(seen) > MOST_LOSSES:
-            yield f"{model.name}: more than {MOST_LOSSES} cases of loss; survival is not certified"
-            return
-        loss = open_losses.pop()
-        left = np.array(counts, dtype=float) - np.array(loss)
+
+    def carried(left: Floats) -> tuple[float, Floats]:
         certificate = certify_routing(load, allowed, left, limit=1 + tolerance)
-        if certificate.utilisation > 1 + tolerance:
-            lost = ", ".join(f"{count} of configuration {c}" for c, count in enumerate(loss) if count)
-            yield f"{model.name}: after the loss of {lost or 'none'} the others do not carry the full rate"
-            return
-        spare = left - certificate.loads
-        for c, count in enumerate(counts):
-            more = loss[c] + max(0, math.floor(spare[c] + tolerance)) + 1
-            worse = (*loss[:c], more, *loss[c + 1 :])
-            if more <= count and sum(worse) <= model.survive and worse not in seen:
-                seen.add(worse)
-                open_losses.append(worse)
+        return certificate.utilisation, certificate.loads
+
+    yield from unsurvived(model.name, counts, model.survive, carried, tolerance=tolerance)
 
 
 def _gpus(instance: GpuMixInstance, plan: GpuMixPlan, offer: GpuOffer, *, spot: bool) -> int:
@@ -469,12 +448,7 @@ def certify_routing(
 
     Notes
     -----
-    Least largest utilisation t is the value of a matrix game: min over convex combinations of
-    *assignments* (each bucket wholly to one configuration) of the max over resources i of use[i] /
-    capacity[i]. For weights p[i] >= 0 with sum 1, ``sum over b of min over c of (sum over i of p[i]
-    use[i,b,c] / capacity[i])`` is a lower bound, and its minimiser is the assignment that enters next:
-    the simplex method on one row per resource with columns made as needed (Dantzig and Wolfe 1960), the
-    lexicographic rule against cycling. Both ends are proofs by themselves.
+    Solved as a matrix game: `least_largest_use`, with each bucket wholly to one configuration as its assignments.
     """
     n_buckets, n_configs = load.shape
     zero = np.zeros((n_buckets, n_configs))
@@ -493,85 +467,7 @@ def certify_routing(
         return RoutingCertificate(
             utilisation=math.inf, lower_bound=math.inf, shares=zero, loads=np.zeros(n_configs)
         )
-    mixed, utilisation, lower_bound = _play(np.array(uses), allowed, limit)
+    mixed, utilisation, lower_bound = least_largest_use(np.array(uses), allowed, limit)
     return RoutingCertificate(
         utilisation=utilisation, lower_bound=lower_bound, shares=mixed, loads=(load * mixed).sum(axis=0)
     )
-
-
-def _play(use: Floats, allowed: npt.NDArray[np.bool_], limit: float | None) -> tuple[Floats, float, float]:
-    """Solve the game of `certify_routing` by the simplex method; return shares, value reached, bound.
-
-    Variables: weights of assignments, slacks s[i], and t. Rows: use_i(mix) - t + s[i] = 0 for each
-    resource i, and the weights sum to 1. Objective: t.
-    """
-    n_resources, n_buckets, n_configs = use.shape
-    rows = np.arange(n_buckets)
-
-    def best_assignment(weights: Floats) -> tuple[npt.NDArray[np.intp], Floats, float]:
-        price = np.where(allowed, np.tensordot(weights, use, axes=1), np.inf)
-        # Among equally cheap configurations the one with less use keeps the numbers small.
-        choice = (price + np.where(allowed, use.sum(axis=0), 0.0) * 1e-12).argmin(axis=1)
-        return choice, use[:, rows, choice].sum(axis=1), float(price.min(axis=1).sum())
-
-    choice, column, lower_bound = best_assignment(np.full(n_resources, 1 / n_resources))
-    tightest = int(column.argmax())
-    basis = np.zeros((n_resources + 1, n_resources + 1))
-    # Column `tightest` of the basis belongs to t; the last one to the first assignment; the others to
-    # slacks.
-    basis[:n_resources, :n_resources] = np.eye(n_resources)
-    basis[:n_resources, tightest] = -1.0
-    basis[:n_resources, -1] = column
-    basis[-1, -1] = 1.0
-    first = basis.copy()
-    assignments: list[npt.NDArray[np.intp] | None] = [None] * n_resources + [choice]
-    cost = np.zeros(n_resources + 1)
-    cost[tightest] = 1.0
-    unit = np.zeros(n_resources + 1)
-    unit[-1] = 1.0
-    utilisation = math.inf
-    shares = np.zeros((n_buckets, n_configs))
-    for _ in range(MOST_PIVOTS):
-        values = np.linalg.solve(basis, unit)
-        mix = [(max(0.0, float(v)), a) for v, a in zip(values, assignments, strict=True) if a is not None]
-        total = sum(weight for weight, _ in mix)
-        shares = np.zeros((n_buckets, n_configs))
-        for weight, assignment in mix:
-            shares[rows, assignment] += weight / total
-        utilisation = float((use * shares).sum(axis=(1, 2)).max())
-        if limit is not None and utilisation <= limit:
-            break
-        duals = np.linalg.solve(basis.T, cost)
-        weights = -duals[:n_resources]
-        entering = np.zeros(n_resources + 1)
-        if weights.min() < -1e-11:
-            slack = int(weights.argmin())
-            entering[slack] = 1.0
-            choice_in: npt.NDArray[np.intp] | None = None
-        else:
-            weights = np.clip(weights, 0.0, None)
-            choice_in, column, bound = best_assignment(weights / weights.sum())
-            lower_bound = max(lower_bound, bound)
-            if lower_bound >= utilisation * (1 - 1e-12) or (limit is not None and lower_bound > limit):
-                break
-            entering[:n_resources], entering[-1] = column, 1.0
-        direction = np.linalg.solve(basis, entering)
-        leaving = _leaving(values, np.linalg.solve(basis, first), direction)
-        if leaving is None or cost[leaving]:
-            break  # rounding has the last word; both ends found so far still hold
-        basis[:, leaving] = entering
-        assignments[leaving] = choice_in
-    return shares, utilisation, lower_bound
-
-
-def _leaving(values: Floats, order: Floats, direction: Floats) -> int | None:
-    """Return the row of the lexicographic ratio test."""
-    rows = np.flatnonzero(direction > 1e-11)
-    if rows.size == 0:
-        return None
-    for column in (values, *order.T):
-        ratios = column[rows] / direction[rows]
-        rows = rows[ratios <= ratios.min() + 1e-12 * max(1.0, abs(float(ratios.min())))]
-        if rows.size == 1:
-            break
-    return int(rows[0])

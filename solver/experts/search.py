@@ -34,13 +34,16 @@ class Stage:
 
     mean_weight: float
     compute_weight: float = 1.0
+    ports_weight: float = 0.0
     square_weight: float = 0.1
     replica_ratio: float = 0.05
     tries: int
     passes: int
 
 
-def _between_nodes(ratio: float, *, tries: int, passes: int) -> tuple[Stage, ...]:
+def _between_nodes(
+    ratio: float, *, tries: int, passes: int, replica_ratios: tuple[float, float, float] = (0.0, 0.02, 0.05)
+) -> tuple[Stage, ...]:
     """Weights between nodes; ``ratio`` is the weight of compute beside that of mean traffic."""
     return tuple(
         Stage(
@@ -51,7 +54,7 @@ def _between_nodes(ratio: float, *, tries: int, passes: int) -> tuple[Stage, ...
             tries=tries,
             passes=passes,
         )
-        for weight, replicas in ((30.0, 0.0), (10.0, 0.02), (3.0, 0.05))
+        for weight, replicas in zip((30.0, 10.0, 3.0), replica_ratios, strict=True)
     )
 
 
@@ -69,11 +72,15 @@ POLISH = (
     Stage(mean_weight=1.0, tries=2200, passes=3),
     Stage(mean_weight=0.3, tries=2200, passes=1),
 )
+TO_AND_FRO = (
+    Stage(mean_weight=3.0, tries=8000, passes=1),
+    Stage(mean_weight=1.0, tries=8000, passes=2),
+    Stage(mean_weight=0.0, ports_weight=0.03, square_weight=0.1, tries=8000, passes=2),
+)
+"""Mean traffic shakes a polished map gently; the 4-norm then sees only the ports that are nearly the busiest."""
 LONG_POLISH = (
-    Stage(mean_weight=3.0, tries=8000, passes=6),
-    Stage(mean_weight=1.0, tries=8000, passes=6),
-    Stage(mean_weight=0.3, tries=8000, passes=8),
-    Stage(mean_weight=0.1, square_weight=0.05, tries=8000, passes=4),
+    *(Stage(mean_weight=weight, tries=8000, passes=2) for weight in (5.0, 3.0, 2.0, 1.0)),
+    *TO_AND_FRO,
 )
 SHORT_POLISH = (
     Stage(mean_weight=1.0, tries=8000, passes=1),
@@ -84,15 +91,24 @@ SHAKEN_RATIOS = (0.3, 0.1, 0.03, 1.0)
 EVEN_OUT = (Stage(mean_weight=0.0, square_weight=0.3, replica_ratio=0.3, tries=3000, passes=1),)
 """Without traffic only loads count."""
 COMPUTE_RATIOS = (0.15, 0.5)
-FULL_COMPUTE_RATIOS = (0.1, 0.15, 0.3, 0.5)
-FULL_STARTS = 4
-POLISHED_AGAIN = 2
-"""The best start is polished so often again: mean traffic, weighed more once more, shakes it gently."""
+KEPT = (0.0, 0.0, 0.0)
+FULL_NODE_STAGES = (
+    _between_nodes(0.05, tries=3000, passes=10, replica_ratios=KEPT),
+    _between_nodes(0.15, tries=3000, passes=10, replica_ratios=KEPT),
+    _between_nodes(0.15, tries=3000, passes=10),
+    _between_nodes(0.5, tries=3000, passes=10),
+)
+"""Replicas traded between nodes follow traffic; with few slots to a GPU they then cannot be packed evenly any more."""
+FAST_NODE_STAGES = tuple(_between_nodes(ratio, tries=1700, passes=3) for ratio in COMPUTE_RATIOS)
+FULL_STARTS = 2
+MOST_TO_AND_FRO = 16
+WORTH_RATIO = 5e-5
+"""A round to and fro that gains less is the last."""
 FAST_WORK = 1e7
 FULL_WORK = 4e8
 EVEN_OUT_WORK = 2e7
 """Small problems are tried again until about so many steps of kernels were done."""
-MOST_ROUNDS = 400
+MOST_ROUNDS = 1500
 
 
 class Field:
@@ -152,6 +168,7 @@ class Field:
                     self.same,
                     self.other,
                     stage.mean_weight,
+                    stage.ports_weight,
                     stage.square_weight,
                     self._tries(stage),
                     stage.replica_ratio if self.instance.slots > self.instance.experts else 0.0,
@@ -318,26 +335,36 @@ def _starting_maps(
         yield p2l
     if nodes > 1:
         between = NodeField(instance)
-        for ratio in FULL_COMPUTE_RATIOS if full else COMPUTE_RATIOS:
+        for stages in FULL_NODE_STAGES if full else FAST_NODE_STAGES:
             if deadline.passed():
                 return
-            stages = _between_nodes(ratio, tries=3000 if full else 1700, passes=10 if full else 3)
             p2l = between.gathered(balanced, stages, chance, deadline)
             field.run(p2l, SETTLE, chance, deadline)
             yield p2l
 
 
 def _polished(field: Field, starts: Sequence[Slots], *, chance: Counts, deadline: Deadline) -> Slots:
-    """Polish each start, then go on from the best."""
+    """Polish each start, then go to and fro from the best as long as it pays."""
     best, best_s = starts[0], math.inf
-    for number in range(len(starts) + POLISHED_AGAIN):
+    for start in starts:
         if deadline.passed() and best_s < math.inf:
             break
-        p2l = (starts[number] if number < len(starts) else best).copy()
+        p2l = start.copy()
         field.run(p2l, LONG_POLISH, chance, deadline)
         value_s = score_map(field.instance, p2l).objective_s("transition")
         if value_s < best_s:
             best, best_s = p2l, value_s
+    p2l = best.copy()
+    for _ in range(MOST_TO_AND_FRO):
+        if deadline.passed():
+            break
+        before_s = score_map(field.instance, p2l).objective_s("transition")
+        field.run(p2l, TO_AND_FRO, chance, deadline)
+        value_s = score_map(field.instance, p2l).objective_s("transition")
+        if value_s < best_s:
+            best, best_s = p2l.copy(), value_s
+        if value_s > before_s * (1.0 - WORTH_RATIO):
+            break
     return _shaken(field, best, work=FULL_WORK, chance=chance, deadline=deadline)
 
 

@@ -22,12 +22,13 @@ from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Expression, Program, Solution, SolveLimits, SolveStatus
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
-from solver.gpu_mix.cost_step import cost_step_usd, next_step
-from solver.gpu_mix.direct import OtherUse, Replicas, solve_direct
+from solver.gpu_mix.cost_step import cost_step_usd
+from solver.gpu_mix.direct import OtherUse, Replicas, buy, solve_direct
 from solver.gpu_mix.prepare import ServedModel
 from solver.gpu_mix.pricing import PricedAnswer, PricingTask, price_model
 from solver.gpu_mix.relaxation import Prices, relaxed_prices
-from solver.pools.purchase import add_purchase, change_cost_usd
+from solver.pools.grid import next_step
+from solver.pools.purchase import change_cost_usd
 
 PRICING_GAP_RATIO = 1e-5
 HASTY_PRICING_GAP_RATIO = 1e-2
@@ -168,7 +169,7 @@ def _master_program(master: Master, *, whole: bool, overrun_usd: float | None = 
         choice.append(range(first, program.variables))
         program.add_row(list(choice[-1]), [1.0] * len(columns), lower=1.0, upper=1.0)
     rows = [program.add_expression_row(row, lower=0.0) for row in (*used_rows, *spot_rows)]
-    purchase = add_purchase(
+    purchase = buy(
         program,
         master.instance,
         [Expression([j], [1.0]) for j in used],
@@ -200,9 +201,7 @@ def purchase_bound(
         most = float(sum((m.upper * m.gpus)[(m.gpu == g)].sum() for m in models))
         used.append(program.add_variable(upper=most, cost=-float(prices.used[g])))
         spot.append(program.add_variable(upper=most, cost=-float(prices.spot[g])))
-    add_purchase(
-        program, instance, [Expression([j], [1.0]) for j in used], [Expression([j], [1.0]) for j in spot]
-    )
+    buy(program, instance, [Expression([j], [1.0]) for j in used], [Expression([j], [1.0]) for j in spot])
     return solve_program(program, limits, backend=backend).bound
 
 

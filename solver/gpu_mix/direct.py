@@ -5,7 +5,7 @@ Losses to survive are added only when an answer would not survive them, since fe
 It is not for a hundred models at once (see `columns`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,14 +15,22 @@ from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Expression, Program, Solution, SolveLimits, SolveStatus
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
-from solver.gpu_mix import serving
-from solver.gpu_mix.cost_step import cost_step_usd, next_step
+from solver.gpu_mix.cost_step import cost_step_usd
 from solver.gpu_mix.prepare import ServedModel
-from solver.gpu_mix.routing import FIT_TOLERANCE, route
-from solver.gpu_mix.serving import LossCase
-from solver.pools.purchase import Purchase, add_change_cost, add_purchase
+from solver.gpu_mix.routing import route
+from solver.gpu_mix.serving import spot_share
+from solver.pools import losses
+from solver.pools.grid import next_step
+from solver.pools.losses import LossCase, SurvivalTimeoutError
+from solver.pools.purchase import (
+    Purchase,
+    PurchaseLimits,
+    add_change_cost,
+    add_purchase,
+    stopping_usd_per_h,
+)
+from solver.pools.serving import add_shares, least_replicas, load_within_replicas, someone_serves
 
-CASES_AT_ONCE = 3
 STEP_SHARE = 0.99
 """A search may stop when less than this part of a cost step is left."""
 
@@ -66,27 +74,23 @@ def add_model(
     }
     for c, n in replicas.items():
         add_change_cost(program, instance, model.variants[c], n)
-    serving.least_replicas(program, model, replicas)
+    least_replicas(program, model.least_replicas, replicas)
     if model.buckets:
-        shares = serving.add_shares(program, model, variants)
-        serving.load_within_replicas(program, model, shares, replicas)
-        serving.spot_share(program, model, shares)
-        serving.someone_serves(program, model, replicas)
+        shares = add_shares(program, model, variants)
+        load_within_replicas(program, model, shares, replicas)
+        spot_share(program, model, shares)
+        someone_serves(program, model, replicas, least=1.0 + model.must_survive)
         if model.must_survive:
-            present = serving.lost_replicas(program, model, replicas)
+            present = losses.lost_replicas(program, model, replicas)
             for case in cases:
-                serving.survive_case(program, model, replicas, present, case)
+                losses.survive_case(program, model, replicas, present, case, amounts=(model.load,))
     return replicas
 
 
-def fixed_change_cost(instance: GpuMixInstance, model: ServedModel, variants: Mapping[int, int]) -> float:
+def fixed_change_cost(instance: GpuMixInstance, model: ServedModel, variants: Collection[int]) -> float:
     """US$ per hour for stopping what runs on variants that may not be used any more."""
-    stopped = sum(
-        variant.gpus_per_replica * (variant.current_replicas or 0)
-        for c, variant in enumerate(model.variants)
-        if c not in variants
-    )
-    return instance.stop_cost_usd * stopped / instance.horizon_h
+    left_out = (variant for c, variant in enumerate(model.variants) if c not in variants)
+    return stopping_usd_per_h(instance, left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,16 @@ class OtherUse:
 
     used: NDArray[np.float64]
     spot: NDArray[np.float64]
+
+
+def buy(
+    program: Program, instance: GpuMixInstance, used: Sequence[Expression], spot: Sequence[Expression]
+) -> Purchase:
+    """Buy the GPUs in use (per type, on demand and spot) under the limits of an instance, at least running cost."""
+    limits = PurchaseLimits(power_w=instance.power_limit_w, budget_usd_per_h=instance.budget_usd_per_h)
+    purchase = add_purchase(program, instance.gpu_types, used, spot, limits=limits)
+    program.add_cost(purchase.running_cost)
+    return purchase
 
 
 def whole_program(
@@ -127,7 +141,7 @@ def whole_program(
             stock[int(model.gpu[c])].add(n, float(model.gpus[c]))
         replicas.append(variables)
     if not priced_use:
-        return WholeProgram(program, replicas, add_purchase(program, instance, used, spot))
+        return WholeProgram(program, replicas, buy(program, instance, used, spot))
     use_rows: tuple[list[int], list[int]] = ([], [])
     for stock, rows in zip((used, spot), use_rows, strict=True):
         for g, expression in enumerate(stock):
@@ -136,7 +150,7 @@ def whole_program(
             row.add_scaled(expression, -1.0)
             rows.append(program.add_expression_row(row, lower=0.0))
             stock[g] = Expression([use], [1.0])
-    return WholeProgram(program, replicas, add_purchase(program, instance, used, spot), use_rows)
+    return WholeProgram(program, replicas, buy(program, instance, used, spot), use_rows)
 
 
 def read_counts(
@@ -152,34 +166,16 @@ def read_counts(
     return tuple(counts)
 
 
-class SurvivalTimeoutError(RuntimeError):
-    """The time was up before all ways to lose replicas were looked at."""
-
-
 def unsurvived_cases(
-    model: ServedModel,
-    counts: Sequence[int],
-    *,
-    backend: BackendName,
-    deadline: Deadline,
-    most: int = CASES_AT_ONCE,
+    model: ServedModel, counts: Sequence[int], *, backend: BackendName, deadline: Deadline
 ) -> list[LossCase]:
     """Find the losses (worst first) that the given replicas do not survive; `SurvivalTimeoutError` if time is up."""
-    if not model.must_survive:
-        return []
-    failing: list[tuple[float, LossCase]] = []
-    running = [c for c, n in enumerate(counts) if n > 0]
-    for case in serving.loss_cases(model, running):
-        if any(lost > n for lost, n in zip(case, counts, strict=True)):
-            continue
-        if deadline.passed():
-            raise SurvivalTimeoutError
+
+    def fullest_after(case: LossCase) -> float:
         routing = route(model, counts, lost=case, backend=backend)
-        excess = float("inf") if routing is None else routing.fullest_ratio
-        if excess > 1.0 + FIT_TOLERANCE:
-            failing.append((excess, case))
-    failing.sort(key=lambda entry: (-entry[0], entry[1]))
-    return [case for _, case in failing[:most]]
+        return float("inf") if routing is None else routing.fullest_ratio
+
+    return losses.unsurvived_cases(model, counts, fullest_after=fullest_after, deadline=deadline)
 
 
 def _within_step(solution: Solution, step_usd: float) -> bool:

@@ -21,19 +21,12 @@ from solver.domain.gpu_mix import (
     RivalPlan,
     SingleTypePlan,
 )
-from solver.gpu_mix.direct import (
-    OtherUse,
-    SurvivalTimeoutError,
-    read_counts,
-    solve_direct,
-    unsurvived_cases,
-    whole_program,
-)
+from solver.gpu_mix.direct import OtherUse, read_counts, solve_direct, unsurvived_cases, whole_program
 from solver.gpu_mix.prepare import ServedModel, serve_all
 from solver.gpu_mix.relaxation import limit_prices
-from solver.gpu_mix.serving import LossCase
 from solver.gpu_mix.solve import SolveOptions, bill, solve_gpu_mix
 from solver.gpu_mix.variations import change_model, change_offer, without_gpu_types
+from solver.pools.losses import LossCase, SurvivalTimeoutError
 
 WHOLE_UP_TO_INTEGERS = 120
 """Larger problems are not solved again as a whole."""

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from solver.domain.errors import InputError
 from solver.domain.gpu_mix import GpuMixInstance, ModelDemand, Variant
+from solver.pools.losses import refuse_many_losses
 
 MOST_REPLICAS = 1e8
 """Beyond this, floating-point solvers no longer tell whole replicas apart."""
-MOST_LOSSES = 50
-"""The ways to lose k replicas are too many to look at beyond this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,16 @@ class ServedModel:
         """[B, C] which variant can serve which bucket."""
         served: NDArray[np.bool_] = np.isfinite(self.load)
         return served
+
+    @property
+    def prefills(self) -> NDArray[np.bool_]:
+        """[C] all false: every variant serves whole requests."""
+        return np.zeros(len(self.upper), dtype=bool)
+
+    @property
+    def decodes(self) -> NDArray[np.bool_]:
+        """[C] all false: every variant serves whole requests."""
+        return np.zeros(len(self.upper), dtype=bool)
 
     def gpus_in_use(
         self, counts: Sequence[int], types: int
@@ -140,11 +149,7 @@ def _replica_bounds(
     cost something to stop) never make a plan feasible or cheaper.
     """
     survive = demand.survive if len(load) else 0
-    if survive > MOST_LOSSES:
-        raise InputError(
-            f"model {demand.name} is to survive the loss of {survive} replicas",
-            right=f"at most {MOST_LOSSES}",
-        )
+    refuse_many_losses(demand.name, survive)
     everything = np.where(np.isfinite(load), load, 0.0).sum(axis=0) / (1.0 - demand.headroom_ratio)
     upper = np.zeros(len(demand.variants), dtype=np.int64)
     stock = {offer.name: (offer.available, offer.spot_available) for offer in instance.gpu_types}

@@ -15,15 +15,9 @@ from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Program, SolveLimits, SolveStatus
 from solver.domain.deadline import Deadline
 from solver.domain.gpu_mix import GpuMixInstance
-from solver.gpu_mix.direct import (
-    SurvivalTimeoutError,
-    add_model,
-    fixed_change_cost,
-    read_counts,
-    unsurvived_cases,
-)
+from solver.gpu_mix.direct import add_model, fixed_change_cost, read_counts, unsurvived_cases
 from solver.gpu_mix.prepare import ServedModel
-from solver.gpu_mix.serving import LossCase
+from solver.pools.losses import LossCase, SurvivalTimeoutError
 from solver.pools.purchase import change_cost_usd
 
 ROUNDING_RATIO = 1e-9
@@ -164,7 +158,7 @@ def price_model(task: PricingTask) -> PricedAnswer:
         for c, n in replicas.items():
             program.cost[n] += float(task.prices[c])
         usable = {c for c in range(len(model.variants)) if model.upper[c] > 0}
-        program.offset = fixed_change_cost(task.instance, model, dict.fromkeys(usable, 0))
+        program.offset = fixed_change_cost(task.instance, model, usable)
         if task.deadline.passed():
             return PricedAnswer(status=SolveStatus.TIMED_OUT, bound=bound)
         limit_s = min(task.time_limit_s, task.deadline.remaining_s())

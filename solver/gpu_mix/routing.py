@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from solver.backends.choose import BackendName, solve_program
 from solver.backends.program import Expression, Program, SolveLimits
 from solver.gpu_mix.prepare import ServedModel
-from solver.gpu_mix.serving import LossCase, add_shares, load_expressions, spot_share
+from solver.gpu_mix.serving import spot_share
+from solver.pools.losses import LossCase
+from solver.pools.serving import add_shares, load_expressions
 
 SMALLEST_SHARE = 1e-9
 FIT_TOLERANCE = 1e-8

@@ -25,7 +25,7 @@ import numpy as np
 from solver.domain.errors import InputError
 from solver.domain.trace import Floats, Ints
 from solver.performance.protocol import PerformanceModel, ReplicaKind, require_amount
-from solver.performance.roofline import Roofline
+from solver.performance.roofline_watts import RooflineWatts
 
 FEWEST = 20
 """Fewer observations of a phase are no ground for a fit."""
@@ -82,16 +82,10 @@ class StepFit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
+class Fitted(RooflineWatts):
     """`PerformanceModel` by fitted coefficients; watts and KV capacity by the roofline of the same replica."""
 
     fit: StepFit
-    roofline: Roofline
-
-    @property
-    def kind(self) -> ReplicaKind:
-        """The replica this model speaks of."""
-        return self.roofline.kind
 
     @property
     def base_s(self) -> float:
@@ -114,22 +108,6 @@ class Fitted:
         if sequences == 0.0:
             return 0.0
         return self.fit.decode_s + self.fit.sequence_s * sequences + self.fit.kv_token_s * kv_tokens
-
-    def prefill_w(self, new_tokens: float) -> float:
-        """Watts as the roofline says."""
-        return self.roofline.prefill_w(new_tokens)
-
-    def decode_w(self, sequences: float, kv_tokens: float) -> float:
-        """Watts as the roofline says."""
-        return self.roofline.decode_w(sequences, kv_tokens)
-
-    def idle_w(self) -> float:
-        """Watts as the roofline says."""
-        return self.roofline.idle_w()
-
-    def kv_capacity_tokens(self) -> int:
-        """Tokens of cache as the roofline says."""
-        return self.roofline.kv_capacity_tokens()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,8 +22,8 @@ takes
 from dataclasses import dataclass
 
 from solver.domain.llm import WEIGHT_BYTES
-from solver.performance.protocol import ReplicaKind, require_amount
-from solver.performance.roofline import Roofline
+from solver.performance.protocol import require_amount
+from solver.performance.roofline_watts import RooflineWatts
 
 BETA_1A, BETA_2A, BETA_3, BETA_4 = 0.152128, 0.0, 1.36252915, 0.752037
 BETA_5_US, BETA_6_US, BETA_7_US, BETA_8_US = 32.09546717, 4.41684444, 126.024825, 481.8613888
@@ -38,15 +38,11 @@ _ACTIVATION_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedPhysics:
-    """`PerformanceModel` by BLIS's equation for the replica of a `Roofline`, which gives watts and KV capacity."""
+class TrainedPhysics(RooflineWatts):
+    """`PerformanceModel` by BLIS's equation for the replica of a `Roofline`, which gives watts and KV capacity.
 
-    roofline: Roofline
-
-    @property
-    def kind(self) -> ReplicaKind:
-        """The replica this model speaks of."""
-        return self.roofline.kind
+    BLIS itself counts tp times too many tokens of cache.
+    """
 
     # -- the terms of the equation ------------------------------------------------------------------------------------
 
@@ -145,19 +141,3 @@ class TrainedPhysics:
         if sequences == 0.0:
             return 0.0
         return self.base_s + self.sequence_s * sequences + self.kv_token_s * kv_tokens
-
-    def prefill_w(self, new_tokens: float) -> float:
-        """Watts as the roofline says."""
-        return self.roofline.prefill_w(new_tokens)
-
-    def decode_w(self, sequences: float, kv_tokens: float) -> float:
-        """Watts as the roofline says."""
-        return self.roofline.decode_w(sequences, kv_tokens)
-
-    def idle_w(self) -> float:
-        """Watts as the roofline says."""
-        return self.roofline.idle_w()
-
-    def kv_capacity_tokens(self) -> int:
-        """Tokens of cache as the roofline says (BLIS itself counts tp times too many)."""
-        return self.roofline.kv_capacity_tokens()

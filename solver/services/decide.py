@@ -2,28 +2,27 @@
 
 It exists as the Planner's first stage in the operator. Services that meet no short GPU are solved alone, which is
 exact: if the separate optima fit the pools together, no joint plan is cheaper. Only services that meet in a pool that
-would be overdrawn are solved together. It applies nothing and knows no time but its limit.
+would be overdrawn are solved together. Services whose variants all serve whole requests are a plain mix; where some
+serve one phase only it is the joint program of both phases. It applies nothing and knows no time but its limit.
 
 Who counts how (contracts.md): fixed and proposed services count with the GPUs they hold now when services whose plans
 are applied are decided; proposals are then made within what those leave.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 
-from solver.check.gpu_mix import check_gpu_mix
 from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
 from solver.domain.deadline import Clock, Deadline
 from solver.domain.errors import InputError
-from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
-from solver.gpu_mix.prepare import ServedModel, serve_model
-from solver.gpu_mix.routing import route
-from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
+from solver.domain.gpu_mix import PlanStatus
+from solver.services.plan import LEAST_LIMIT_S, Known, ServicesPlan, solve
 from solver.services.problem import alone, together
 
-LEAST_LIMIT_S = 0.05
-MOST_KNOWN = 20_000
-"""Plans of services alone that are kept."""
+LEAST_KNOWN = 1000
+KNOWN_PER_SERVICE = 4
+"""Plans of services alone that are kept: so many for each service that there is, or `LEAST_KNOWN` if that is more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +72,15 @@ def decide(
     *,
     options: DecideOptions,
     clock: Clock,
-    known: dict[GpuMixInstance, GpuMixPlan] | None = None,
+    known: Known | None = None,
     at: Callable[[str], None] = lambda _: None,
 ) -> tuple[ServiceDecision, ...]:
     """Decide for every service that is not fixed, in the order of the state.
 
     ``known`` keeps what was solved alone, so that a service whose inputs did not change is not solved again; it is
-    filled in place, and what was not asked for longest goes first when it grows too large. ``at`` is told what is
-    solved next (names of services joined by +), so that whoever must stop a solve knows whose it was.
+    filled in place, and what was not asked for longest goes first when it holds more than a few plans of each service.
+    ``at`` is told what is solved next (names of services joined by +), so that whoever must stop a solve knows whose
+    it was.
 
     Raises
     ------
@@ -92,7 +92,8 @@ def decide(
     decided: dict[str, ServiceDecision] = {}
     for part in parts_of(state):
         decided |= _decide_part(part, options=options, deadline=deadline, clock=clock, known=kept, at=at)
-    for stale in list(kept)[: max(0, len(kept) - MOST_KNOWN)]:
+    most = max(LEAST_KNOWN, KNOWN_PER_SERVICE * len(state.services))
+    for stale in list(islice(kept, max(0, len(kept) - most))):
         del kept[stale]
     return tuple(decided[service.name] for service in state.services if service.stance is not Stance.FIXED)
 
@@ -103,7 +104,7 @@ def _decide_part(
     options: DecideOptions,
     deadline: Deadline,
     clock: Clock,
-    known: dict[GpuMixInstance, GpuMixPlan],
+    known: Known,
     at: Callable[[str], None],
 ) -> dict[str, ServiceDecision]:
     moving = {service.name: service for service in state.services if service.stance is not Stance.FIXED}
@@ -144,10 +145,10 @@ def _decide_group(
     options: DecideOptions,
     deadline: Deadline,
     clock: Clock,
-    known: dict[GpuMixInstance, GpuMixPlan],
+    known: Known,
     at: Callable[[str], None],
 ) -> list[ServiceDecision]:
-    plans: dict[str, GpuMixPlan] = {}
+    plans: dict[str, ServicesPlan] = {}
     decisions: dict[str, ServiceDecision] = {}
     for waiting, service in zip(range(len(group), 0, -1), group, strict=True):
         try:
@@ -157,14 +158,20 @@ def _decide_group(
             raise
         plan = known.pop(problem, None)
         if plan is None and deadline.passed():
-            plan = GpuMixPlan(instance_name=service.name, status=PlanStatus.TIMED_OUT)
+            plan = ServicesPlan(status=PlanStatus.TIMED_OUT)
         elif plan is None:
             share_s = max(LEAST_LIMIT_S, 4 * deadline.remaining_s() / (waiting + 3))
             at(service.name)
             try:
-                plan = _solve(problem, options, min(share_s, deadline.remaining_s()), clock)
+                plan = solve(
+                    problem,
+                    time_limit_s=min(share_s, deadline.remaining_s()),
+                    gap_ratio=options.gap_ratio,
+                    clock=clock,
+                    seed=options.seed,
+                )
             except InputError as error:  # more than floating-point numbers tell apart
-                plan = GpuMixPlan(instance_name=service.name, status=PlanStatus.INFEASIBLE)
+                plan = ServicesPlan(status=PlanStatus.INFEASIBLE)
                 decisions[service.name] = _refused(service, str(error))
         if plan.status is not PlanStatus.TIMED_OUT and service.name not in decisions:
             known[problem] = plan  # last of all: it was just asked for
@@ -180,7 +187,13 @@ def _decide_group(
                 for pool, gpus in use.items():
                     budget[pool] = budget.get(pool, 0) - gpus
         at("+".join(service.name for service in crowd))
-        joint = _solve(together(crowd, budget), options, max(LEAST_LIMIT_S, deadline.remaining_s()), clock)
+        joint = solve(
+            together(crowd, budget),
+            time_limit_s=deadline.remaining_s(),
+            gap_ratio=options.gap_ratio,
+            clock=clock,
+            seed=options.seed,
+        )
         for m, service in enumerate(crowd):
             decisions[service.name] = _described(service, joint, m, plans[service.name], crowd=len(crowd))
     return [decisions[service.name] for service in group]
@@ -230,31 +243,16 @@ def _crowds(
     return crowds
 
 
-def _solve(instance: GpuMixInstance, options: DecideOptions, time_limit_s: float, clock: Clock) -> GpuMixPlan:
-    plan = solve_gpu_mix(
-        instance,
-        options=SolveOptions(
-            time_limit_s=max(LEAST_LIMIT_S, time_limit_s), gap_ratio=options.gap_ratio, seed=options.seed
-        ),
-        clock=clock,
-    )
-    violations = check_gpu_mix(instance, plan)
-    if violations:
-        raise RuntimeError(f"the plan of {instance.name} fails its check: {violations[0]}")
-    return plan
-
-
 def _described(
-    service: ServiceState, plan: GpuMixPlan, index: int, apart: GpuMixPlan, *, crowd: int = 0
+    service: ServiceState, plan: ServicesPlan, index: int, apart: ServicesPlan, *, crowd: int = 0
 ) -> ServiceDecision:
     """Take one service's part out of a plan; its bound is that of the service alone, which holds in company too."""
     if not plan.replicas:
-        reason = plan.infeasible
         return ServiceDecision(
             service=service.name,
             status=plan.status.value,
-            reason="timed-out" if reason is None else reason.kind,
-            message="no plan was found within the time limit" if reason is None else reason.message,
+            reason=plan.reason or "timed-out",
+            message=plan.message or "no plan was found within the time limit",
             together_with=crowd,
         )
     replicas = plan.replicas[index]
@@ -264,7 +262,7 @@ def _described(
         more = count - variant.replicas
         per_gpu = service.start_cost_usd if more > 0 else service.stop_cost_usd
         change += abs(more) * variant.gpus_per_replica * per_gpu
-    bound = apart.lower_bound_usd_per_h
+    bound = apart.bound_usd_per_h
     if bound is not None:  # of cost and change together; what is stated speaks of the cost
         bound = max(0.0, cost - max(0.0, cost + change - bound))
     return ServiceDecision(
@@ -274,34 +272,6 @@ def _described(
         cost_usd_per_h=cost,
         lower_bound_usd_per_h=bound,
         gap_ratio=None if bound is None else (cost - bound) / max(abs(cost), 1e-9),
-        routing=tuple(
-            (share.bucket, share.config, share.share) for share in plan.routing if share.model == service.name
-        ),
+        routing=plan.routing[index],
         together_with=crowd,
     )
-
-
-def serves(service: ServiceState, replicas: Sequence[int], *, headroom_ratio: float = 0.0) -> bool:
-    """Whether so many replicas carry the traffic of the service, with so much room to spare."""
-    routing = route(_served(service, headroom_ratio), replicas)
-    return routing is not None and routing.fits
-
-
-def routing_of(service: ServiceState, replicas: Sequence[int]) -> tuple[tuple[int, int, float], ...]:
-    """Return who serves what with so many replicas: bucket, variant, share; nothing if they cannot serve all."""
-    model = _served(service, service.headroom_ratio)
-    routing = route(model, replicas)
-    if routing is None:
-        return ()
-    return tuple(
-        (int(bucket), variant, float(share))
-        for bucket, shares in zip(model.bucket_index, routing.shares, strict=True)
-        for variant, share in enumerate(shares)
-        if share > 0
-    )
-
-
-def _served(service: ServiceState, headroom_ratio: float) -> ServedModel:
-    problem = alone(service)
-    model = replace(problem.models[0], headroom_ratio=headroom_ratio, survive=0)
-    return serve_model(replace(problem, models=(model,)), 0)

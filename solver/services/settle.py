@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from solver.domain.cluster import ServiceDecision, ServiceState
-from solver.services.decide import routing_of, serves
+from solver.services.plan import routing_of, serves
 
 LEAST_SAVING_RATIO = 1e-6
+MEASURED_SLACK_RATIO = 0.5
+"""Measured traffic may use half of the headroom before more capacity is called for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

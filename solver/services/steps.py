@@ -1,8 +1,8 @@
 """The way from what runs to what is wanted, one write at a time, without ever losing capacity.
 
 It exists because a plan says where to be, not how to get there: capacity goes up before it goes down, at every
-instant ready capacity >= demand and GPUs <= limits. It writes nothing; `next_move` says what may be done now, given
-what is observed, and the operator and the simulated cluster do it.
+instant ready capacity >= demand (in both phases, where they are split) and GPUs <= limits. It writes nothing;
+`next_move` says what may be done now, given what is observed, and the operator and the simulated cluster do it.
 
 Source: the rollout order of platform reference 3.4; Dynamo's issue 12428 shows what happens without it.
 """
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from solver.domain.cluster import ServiceState
-from solver.services.decide import serves
+from solver.domain.fleet import Role
+from solver.services.plan import serves
 
 
 class StepKind(StrEnum):
@@ -53,6 +54,8 @@ class Rollout:
 def plan_steps(service: ServiceState, wanted: Sequence[int], free_gpus: Mapping[str, int]) -> Rollout:
     """Order the changes: all that fits goes up first; only where GPUs are short is something taken down before.
 
+    Decode comes up before prefill and goes down after it, so that no prompt is processed for which nobody decodes.
+
     Parameters
     ----------
     service
@@ -73,8 +76,11 @@ def plan_steps(service: ServiceState, wanted: Sequence[int], free_gpus: Mapping[
         steps.append(RolloutStep(variant=variant, from_replicas=now[variant], to_replicas=to))
         now[variant] = to
 
+    decode_last = sorted(range(len(now)), key=lambda index: service.variants[index].role is Role.DECODE)
+    decode_first = sorted(range(len(now)), key=lambda index: service.variants[index].role is not Role.DECODE)
     while any(have < want for have, want in zip(now, wanted, strict=True)):
-        for index, state in enumerate(service.variants):
+        for index in decode_first:
+            state = service.variants[index]
             fits = max(0, free.get(state.pool, 0)) // state.gpus_per_replica
             more = min(wanted[index] - now[index], fits)
             if more > 0:
@@ -94,9 +100,9 @@ def plan_steps(service: ServiceState, wanted: Sequence[int], free_gpus: Mapping[
             )
         swaps = True
         take(*given)
-    for index, want in enumerate(wanted):
-        if now[index] > want:
-            take(index, want)
+    for index in decode_last:
+        if now[index] > wanted[index]:
+            take(index, wanted[index])
     return Rollout(steps=_joined(steps), swaps=swaps)
 
 
@@ -191,9 +197,28 @@ def next_move(
                 why=f"without {state.replicas - step.to_replicas} replicas of {state.name}"
                 " the ready capacity would not carry the traffic",
             )
+        ending = _prefill_ending(service)
+        if state.role is Role.DECODE and ending and not _decoding(service, left):
+            return NextMove(
+                move=Move.WAIT,
+                why=f"{ending} prefill replicas are ending, and their requests are decoded here",
+            )
         return NextMove(move=Move.WRITE)
     if state.held > step.to_replicas:
         return NextMove(
             move=Move.WAIT, why=f"{state.held - step.to_replicas} replicas of {state.name} are ending"
         )
     return NextMove(move=Move.ADVANCE)
+
+
+def _prefill_ending(service: ServiceState) -> int:
+    """Count the prefill replicas that hold GPUs though nobody asks for them."""
+    return sum(
+        max(0, state.held - state.replicas) for state in service.variants if state.role is Role.PREFILL
+    )
+
+
+def _decoding(service: ServiceState, replicas: Sequence[int]) -> int:
+    return sum(
+        count for state, count in zip(service.variants, replicas, strict=True) if state.role is Role.DECODE
+    )

@@ -218,7 +218,9 @@ def _serves(model: ModelDemand, counts: Counts) -> bool:
         return True
     rate_rps = np.array([[model.buckets[b].rate_rps] for b in busy])
     throughput_rps = np.array([model.throughput_rps[b] for b in busy])
-    allowed = throughput_rps > 0
+    # Replicas below the quality may have to run for their owner, but serve nothing.
+    good = np.array([variant.quality_ratio >= model.min_quality_ratio for variant in model.variants])
+    allowed = (throughput_rps > 0) & good
     load = np.where(allowed, rate_rps / np.where(allowed, throughput_rps, 1.0), 0.0)
     spot = np.array([float(variant.spot) for variant in model.variants])
     plain = certify_routing(

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
-from solver.check.gpu_mix import Floats, certify_routing, check_gpu_mix
+from solver.check.game import Floats
+from solver.check.gpu_mix import certify_routing, check_gpu_mix
 from solver.domain.gpu_mix import (
     BindingLimit,
     GpuMixInstance,
@@ -202,6 +203,10 @@ def test_answers_without_a_plan_pass() -> None:
         (
             with_replicas(2, 1, 2, 1, loads=LOADS),
             "chat, configuration 3: 1 replicas of quality 0.8, at least 0.9",
+        ),
+        (
+            replace(PLAN, routing=(replace(PLAN.routing[0], config=3), *PLAN.routing[1:])),
+            "chat, bucket 0, configuration 3: routed to a configuration below the quality asked for",
         ),
         (replace(PLAN, replicas=((2, 1, 2, 0), (0, 0))), "idle: 0 replicas, at least 1 are asked for"),
         (

@@ -19,9 +19,10 @@ from solver.domain.gpu_mix import (
     Variant,
 )
 from solver.gpu_mix import explain
-from solver.gpu_mix.cost_step import cost_step_usd, next_step
+from solver.gpu_mix.cost_step import cost_step_usd
 from solver.gpu_mix.prepare import serve_all
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
+from solver.pools.grid import next_step
 from tests.solver.fleets import fleet
 
 OPTIONS = SolveOptions()

@@ -3,34 +3,21 @@
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver.domain.cluster import ServiceState, Stance, VariantState
+from solver.domain.cluster import ServiceState, Stance
 from solver.domain.gpu_mix import RequestBucket
-from solver.services.decide import serves
 from solver.services.explain import Explanation, ServiceLimits, explain_service
+from solver.services.plan import serves
+from tests.solver.made_services import variant
 
 MOST = 6
 """Replicas of a variant that brute force tries; rates are so small that no more are ever needed."""
-
-
-def variant(name: str, pool: str, rps: Sequence[float], **changes: object) -> VariantState:
-    state = VariantState(
-        name=name,
-        pool=pool,
-        gpus_per_replica=1,
-        price_usd_per_h=1.0,
-        throughput_rps=tuple(rps),
-        replicas=0,
-        ready=0,
-        held=0,
-    )
-    return replace(state, **changes)  # type: ignore[arg-type]
 
 
 def unlimited(service: ServiceState, **gpus: int) -> ServiceLimits:

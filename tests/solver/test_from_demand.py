@@ -19,6 +19,7 @@ from solver.domain.gpu_mix import (
 from solver.domain.hardware import GpuType
 from solver.domain.slo import parse_slo
 from solver.gpu_mix.from_demand import (
+    BuiltInstance,
     KnownCapacities,
     RoutedLoad,
     build_gpu_mix_instance,
@@ -122,8 +123,9 @@ def test_spot_copies_sustain_the_same() -> None:
     assert [row[spot] for row in model.throughput_rps] == [row[on_demand] for row in model.throughput_rps]
 
 
-def test_a_hopeless_model_keeps_its_variants_with_zero_throughput() -> None:
-    built = build_gpu_mix_instance(
+def hopeless() -> BuiltInstance:
+    """Return a problem whose SLO nobody can keep."""
+    return build_gpu_mix_instance(
         name="hopeless",
         demands={"m": BUCKETS},
         offers=OFFERS,
@@ -131,6 +133,10 @@ def test_a_hopeless_model_keeps_its_variants_with_zero_throughput() -> None:
         performance=performance,
         slo=parse_slo("tbt_p99=0.001"),
     )
+
+
+def test_a_hopeless_model_keeps_its_variants_with_zero_throughput() -> None:
+    built = hopeless()
     model = built.instance.models[0]
     assert len(model.variants) == len(built.left_out) == 8
     assert all(rate == 0.0 for row in model.throughput_rps for rate in row)
@@ -203,14 +209,7 @@ def test_a_plan_is_corrected_until_its_replicas_hold_their_own_mixture() -> None
 
 
 def test_a_demand_nobody_can_serve_stays_infeasible() -> None:
-    built = build_gpu_mix_instance(
-        name="hopeless",
-        demands={"m": BUCKETS},
-        offers=OFFERS,
-        variants={"m": candidate_variants(OFFERS, precisions=("bf16",))},
-        performance=performance,
-        slo=parse_slo("tbt_p99=0.001"),
-    )
+    built = hopeless()
     found = plan_within_slo(
         [built.instance],
         solve=lambda instance: solve_gpu_mix(instance, options=SolveOptions(), clock=lambda: 0.0),

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from solver.domain.cluster import ClusterState, GpuPool, ServiceState, Stance, VariantState
 from solver.domain.deadline import Clock, Deadline
-from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, RequestBucket
+from solver.domain.gpu_mix import RequestBucket
 from solver.services import decide as module
 from solver.services.decide import DecideOptions, decide, parts_of
+from solver.services.plan import Known
 
 OPTIONS = DecideOptions(gap_ratio=0.0)
 
@@ -157,7 +158,7 @@ def test_a_demand_beyond_all_numbers_is_refused_alone() -> None:
 
 
 def test_what_is_known_is_not_solved_again_and_what_is_old_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    known: dict[GpuMixInstance, GpuMixPlan] = {}
+    known: Known = {}
     begun: list[str] = []
     first = cluster(service("a", "A"), service("b", "B"))
     decide(first, options=OPTIONS, clock=time.monotonic, known=known, at=begun.append)
@@ -165,9 +166,26 @@ def test_what_is_known_is_not_solved_again_and_what_is_old_goes(monkeypatch: pyt
     assert sorted(begun) == ["a", "b"]
     decide(cluster(service("c", "C")), options=OPTIONS, clock=time.monotonic, known=known)
     assert len(known) == 3  # those that were not asked for stay
-    monkeypatch.setattr(module, "MOST_KNOWN", 2)
+    monkeypatch.setattr(module, "LEAST_KNOWN", 2)
+    monkeypatch.setattr(module, "KNOWN_PER_SERVICE", 1)
     decide(cluster(service("a", "A")), options=OPTIONS, clock=time.monotonic, known=known)
     assert {problem.name for problem in known} == {"c", "a"}
+
+
+def test_what_is_known_grows_with_the_services_and_not_with_their_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LEAST_KNOWN", 0)
+    monkeypatch.setattr(module, "KNOWN_PER_SERVICE", 3)
+    known: Known = {}
+    for change in range(30):
+        rates = {"a": 1.0 + change, "b": 2.0 + change}
+        state = cluster(*(service(name, "A", rate=rate) for name, rate in rates.items()))
+        decide(state, options=OPTIONS, clock=time.monotonic, known=known)
+        assert len(known) <= 6
+    begun: list[str] = []
+    decide(state, options=OPTIONS, clock=time.monotonic, known=known, at=begun.append)
+    assert begun == []  # of what is there now, all is known
 
 
 def test_a_thousand_services_that_share_a_short_pool_are_one_crowd_quickly() -> None:

@@ -10,34 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver.domain.cluster import ClusterState, GpuPool, ServiceState, Stance, VariantState
+from solver.domain.cluster import ClusterState, GpuPool, ServiceState, Stance
+from solver.domain.fleet import Role
 from solver.domain.gpu_mix import RequestBucket
-from solver.services.decide import DecideOptions, decide, serves
+from solver.services.decide import DecideOptions, decide
 from solver.services.steps import Move, RolloutStep, StepKind, next_move, plan_steps
+from tests.solver.made_services import variant
+from tests.solver.split_services import carries, survives
 
 POOLS = ("A", "H")
 
 
-def variant(name: str, pool: str, rps: Sequence[float], **changes: object) -> VariantState:
-    state = VariantState(
-        name=name,
-        pool=pool,
-        gpus_per_replica=1,
-        price_usd_per_h=1.0,
-        throughput_rps=tuple(rps),
-        replicas=0,
-        ready=0,
-        held=0,
-    )
-    return replace(state, **changes)  # type: ignore[arg-type]
-
-
 @st.composite
-def services(draw: st.DrawFn, name: str) -> ServiceState:
+def services(draw: st.DrawFn, name: str, *, split: bool | None = None) -> ServiceState:
+    """Draw a service; ``split``: some of its variants may serve one phase only (None: perhaps)."""
     buckets = draw(st.lists(st.sampled_from((0.0, 0.7, 1.9)), min_size=1, max_size=2))
+    split = draw(st.booleans()) if split is None else split
     states = []
-    for index in range(draw(st.integers(1, 2))):
+    for index in range(draw(st.integers(2, 3) if split else st.integers(1, 2))):
         replicas = draw(st.integers(0, 2))
+        role = draw(st.sampled_from(tuple(Role))) if split else Role.BOTH
         states.append(
             variant(
                 f"v{index}",
@@ -51,14 +43,22 @@ def services(draw: st.DrawFn, name: str) -> ServiceState:
                 min_replicas=draw(st.sampled_from((0, 0, 1))),
                 max_replicas=draw(st.sampled_from((None, None, 2))),
                 locked=draw(st.sampled_from((False, False, False, True))),
+                role=role,
+                kv_link_bytes_per_s=None
+                if role is Role.BOTH
+                else draw(st.sampled_from((None, None, 0.0, 150.0))),
             )
         )
     return ServiceState(
         name=name,
         stance=draw(st.sampled_from(tuple(Stance))),
-        buckets=tuple(RequestBucket(rate_rps=rate) for rate in buckets),
+        buckets=tuple(
+            RequestBucket(rate_rps=rate, input_tokens=50.0, output_tokens=20.0) for rate in buckets
+        ),
         variants=tuple(states),
         headroom_ratio=draw(st.sampled_from((0.0, 0.1))),
+        survive=draw(st.sampled_from((0, 0, 0, 1))) if split else 0,
+        kv_bytes_per_prompt_token=draw(st.sampled_from((0.0, 2.0))) if split else 0.0,
         start_cost_usd=draw(st.sampled_from((0.0, 0.5))),
         stop_cost_usd=0.1,
     )
@@ -79,12 +79,13 @@ def choices(service: ServiceState) -> list[tuple[int, ...]]:
         if state.locked:
             ranges.append(range(state.replicas, state.replicas + 1))
         else:
-            most = 8 if state.max_replicas is None else state.max_replicas
+            most = 5 + service.survive if service.splits else 8
+            most = most if state.max_replicas is None else state.max_replicas
             ranges.append(range(state.min_replicas, max(most, state.min_replicas) + 1))
     return [
         counts
         for counts in itertools.product(*ranges)
-        if serves(service, counts, headroom_ratio=service.headroom_ratio)
+        if carries(service, counts, headroom_ratio=service.headroom_ratio) and survives(service, counts)
     ]
 
 
@@ -169,7 +170,7 @@ def test_a_rollout_never_takes_what_the_traffic_needs_and_never_more_gpus_than_t
     gpus = {p: data.draw(st.integers(use(service, service.replicas, p), 14)) for p in POOLS}
     if any(use(service, wanted, p) > gpus[p] for p in POOLS):
         return
-    carried = serves(service, service.replicas)
+    carried = carries(service, service.replicas)
     rollout = plan_steps(service, wanted, cluster_of(service, gpus))
     if rollout.refused:
         assert not rollout.steps
@@ -195,7 +196,7 @@ def test_a_rollout_never_takes_what_the_traffic_needs_and_never_more_gpus_than_t
                 ),
             )
             assert all(left >= 0 for left in cluster_of(service, gpus).values())
-            now = serves(service, [v.ready for v in service.variants])
+            now = carries(service, [v.ready for v in service.variants])
             assert now or not carried
             carried = carried or now
             expected = Move.ADVANCE if ready else (Move.WAIT, Move.ADVANCE)

@@ -80,19 +80,25 @@ def _ports(flow: Floats, same: Floats, other: Floats) -> Floats:
 
 
 @compiled
-def _step_s(ports: Floats, intra_s: Floats, inter_s: Floats, mean_weight: float) -> float:
-    """Return seconds of the busiest port, and the weighted mean beside it."""
+def _step_s(
+    ports: Floats, intra_s: Floats, inter_s: Floats, mean_weight: float, ports_weight: float
+) -> float:
+    """Return seconds of the busiest port, and beside it the weighted mean and 4-norm of all of them."""
     gpus = ports.shape[1]
     worst = 0.0
     total = 0.0
+    fourths = 0.0
     for g in range(gpus):
-        worst = max(
-            worst,
+        busiest = max(
             intra_s[g] * max(ports[OUT_SAME, g], ports[IN_SAME, g]),
             inter_s[g] * max(ports[OUT_OTHER, g], ports[IN_OTHER, g]),
         )
+        worst = max(worst, busiest)
+        if ports_weight > 0.0:
+            square = busiest * busiest
+            fourths += square * square
         total += intra_s[g] * ports[IN_SAME, g] + inter_s[g] * ports[IN_OTHER, g]
-    return float(worst + mean_weight * total / gpus)
+    return float(worst + mean_weight * total / gpus + ports_weight * np.sqrt(np.sqrt(fourths / gpus)))
 
 
 @compiled
@@ -198,6 +204,7 @@ def search_layer(
     same: Floats,
     other: Floats,
     mean_weight: float,
+    ports_weight: float,
     square_weight: float,
     tries: int,
     replica_ratio: float,
@@ -220,8 +227,9 @@ def search_layer(
         By GPU: seconds per routed token, per routed token under dispatch, per copy over NVLink and over the NIC.
     same, other
         1 where two different GPUs are in one node, and in different nodes, [G, G].
-    mean_weight, square_weight
-        Weights of mean traffic and of the root mean square of compute beside the true objective.
+    mean_weight, ports_weight, square_weight
+        Weights of mean traffic, of the 4-norm of the ports and of the root mean square of compute beside the true
+        objective.
     replica_ratio
         Share of tries that turn a replica of one expert into one of another.
     original, fetch_s, room
@@ -276,9 +284,9 @@ def search_layer(
     more_b = np.zeros(gpus)
     best = _compute_s(loads, token_s, port_s, square_weight)
     if has_before:
-        best += _step_s(ports_in, intra_s, inter_s, mean_weight)
+        best += _step_s(ports_in, intra_s, inter_s, mean_weight, ports_weight)
     if has_after:
-        best += _step_s(ports_out, intra_s, inter_s, mean_weight)
+        best += _step_s(ports_out, intra_s, inter_s, mean_weight, ports_weight)
     fetching = original.shape[0] > 0
     paid = 0.0
     if fetching:
@@ -346,12 +354,12 @@ def search_layer(
                 _moved_ports(
                     ports_in, new_in, coming[a], more_a, coming[b], more_b, same, other, IN_SAME, OUT_SAME
                 )
-                value += _step_s(new_in, intra_s, inter_s, mean_weight)
+                value += _step_s(new_in, intra_s, inter_s, mean_weight, ports_weight)
             if has_after and value < best:
                 _moved_ports(
                     ports_out, new_out, going[a], more_a, going[b], more_b, same, other, OUT_SAME, IN_SAME
                 )
-                value += _step_s(new_out, intra_s, inter_s, mean_weight)
+                value += _step_s(new_out, intra_s, inter_s, mean_weight, ports_weight)
             if value < best * (1.0 - 1e-12):
                 best = value
                 moves += 1
@@ -401,7 +409,7 @@ def search_layer(
                 IN_SAME,
                 OUT_SAME,
             )
-            value += _step_s(new_in, intra_s, inter_s, mean_weight)
+            value += _step_s(new_in, intra_s, inter_s, mean_weight, ports_weight)
         if has_after and value < best:
             _swapped_ports(
                 ports_out,
@@ -417,7 +425,7 @@ def search_layer(
                 OUT_SAME,
                 IN_SAME,
             )
-            value += _step_s(new_out, intra_s, inter_s, mean_weight)
+            value += _step_s(new_out, intra_s, inter_s, mean_weight, ports_weight)
         if value < best * (1.0 - 1e-12):
             best = value
             moves += 1
@@ -456,6 +464,7 @@ def search_pass(
     same: Floats,
     other: Floats,
     mean_weight: float,
+    ports_weight: float,
     square_weight: float,
     tries: int,
     replica_ratio: float,
@@ -499,6 +508,7 @@ def search_pass(
             same,
             other,
             mean_weight,
+            ports_weight,
             square_weight,
             tries,
             replica_ratio,
