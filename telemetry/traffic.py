@@ -19,6 +19,11 @@ the two is taken over the window. Requests aborted before their first token are 
 - Pods that give no sample for more than two intervals are missing. If at least half of the pods answer, the others are
   taken to get as much as those on average, and the rate is never below that of the last complete measurement: then
   traffic can raise a plan but not lower it (``complete`` is False). If fewer answer, there is no measurement.
+- Where prefill and decode are served by different pods, every request is seen twice: a vLLM prefill pod counts one
+  that ends after its first token, a vLLM or SGLang decode pod counts the same request with its whole prompt and output.
+  So arrivals and prompt sizes are those of prefill pods (and of pods that serve whole requests), output sizes those of
+  decode pods (and of the latter). A request that a router gives to a decode pod alone is not counted; more than a few
+  of them are said in ``note``.
 """
 
 import math
@@ -27,6 +32,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from solver.domain.errors import InputError
+from solver.domain.fleet import Role
 from solver.domain.gpu_mix import RequestBucket
 from telemetry.engine_sample import CumulativeHistogram, EngineSample
 from telemetry.request_sizes import SizeGroup, SizeRecord, request_buckets, sizes_of
@@ -40,6 +46,10 @@ LARGEST_LEAD_S = 5.0
 LARGEST_STEP_BACK_S = 1.0
 """How far back the clock may go before counting begins anew: what slewing it does."""
 _RESTART_S = 1.0
+UNSEEN_RATIO = 1.25
+"""Arrivals at decode pods over those at prefill pods from which on it is said that they differ."""
+UNSEEN_COUNT = 20.0
+"""And so many requests more, within the window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +82,8 @@ class StaleTraffic:
     """Age of the newest sample; None if there never was one."""
     missing: tuple[str, ...] = ()
     """Names of series that are needed and were not there."""
+    denied: bool = False
+    """The source refuses who asks, or what it is to be brought cannot be read: somebody has to do something."""
 
 
 Traffic = MeasuredTraffic | StaleTraffic
@@ -151,11 +163,17 @@ class _Pod:
     """What is remembered of one pod."""
 
     listed_since_s: float
+    role: Role = Role.BOTH
     listed: bool = True
     last: EngineSample | None = None
     steps: deque[Step] = field(default_factory=deque)
     reason: str = "not sampled yet"
     missing: tuple[str, ...] = ()
+
+    @property
+    def enters(self) -> bool:
+        """Whether requests come to it first, so that they are counted here."""
+        return self.role is not Role.DECODE
 
 
 class TrafficEstimator:
@@ -190,8 +208,17 @@ class TrafficEstimator:
         self._complete_rps: float | None = None
         self._known: tuple[tuple[SizeGroup, ...], tuple[SizeGroup, ...]] | None = None
 
-    def update(self, now_s: float, samples: Mapping[str, EngineSample | str]) -> None:
-        """Take in a round: for every pod that should answer now its sample, or why there is none."""
+    def update(
+        self,
+        now_s: float,
+        samples: Mapping[str, EngineSample | str],
+        *,
+        roles: Mapping[str, Role] | None = None,
+    ) -> None:
+        """Take in a round: for every pod that should answer now its sample, or why there is none.
+
+        ``roles``: which pods serve only one phase; the others serve whole requests.
+        """
         if now_s < self._round_s - LARGEST_STEP_BACK_S:
             for pod in self._pods.values():
                 pod.last = None
@@ -203,18 +230,24 @@ class TrafficEstimator:
         self._round_s = now_s
         for pod in self._pods.values():
             pod.listed = False
-        finished: list[tuple[CumulativeHistogram, CumulativeHistogram]] = []
+        prompts: list[CumulativeHistogram] = []
+        outputs: list[CumulativeHistogram] = []
         for name, sample in samples.items():
             pod = self._pods.setdefault(name, _Pod(listed_since_s=now_s))
             pod.listed = True
+            pod.role = (roles or {}).get(name, Role.BOTH)
             refused = self._refused(sample, now_s)
             if isinstance(sample, str) or refused:
                 pod.reason = refused
                 pod.missing = () if isinstance(sample, str) else sample.missing
             else:
-                finished.extend(self._accept(pod, sample))
-        self._prompts.add([prompt for prompt, _ in finished], t_s=now_s)
-        self._outputs.add([output for _, output in finished], t_s=now_s)
+                for prompt, output in self._accept(pod, sample):
+                    if pod.role is not Role.DECODE:
+                        prompts.append(prompt)
+                    if pod.role is not Role.PREFILL:
+                        outputs.append(output)
+        self._prompts.add(prompts, t_s=now_s)
+        self._outputs.add(outputs, t_s=now_s)
         for name, pod in list(self._pods.items()):
             while pod.steps and pod.steps[0].to_s <= now_s - self.window_s:
                 pod.steps.popleft()
@@ -267,19 +300,22 @@ class TrafficEstimator:
         if not listed:
             return StaleTraffic(reason="there is no pod to ask", age_s=age_s)
         since_s = max(self._round_s - self.window_s, self._first_s)
-        rated, starting, absent = self._sorted(now_s)
-        if not rated:
-            return self._unmeasured(starting, absent, now_s, age_s)
-        missing = len(absent)
-        if len(rated) < missing:
-            return StaleTraffic(
-                reason=f"only {len(rated)} of {len(listed)} pods answer: {self._why(absent, now_s)}",
-                age_s=age_s,
-                missing=_missing(absent),
-            )
         span_s = self._round_s - since_s
-        rate = sum(self._rate(pod, since_s, span_s) for pod in rated) * (1 + missing / len(rated))
-        rate += sum(self._rate(pod, since_s, span_s) for pod in self._pods.values() if not pod.listed)
+        rated, starting, absent = self._sorted(now_s)
+        asked, lost = [pod for pod in listed if pod.enters], [pod for pod in absent if pod.enters]
+        heard = [pod for pod in rated if pod.enters]
+        if not asked:
+            reason = "there is no pod that takes requests in, only those of role decode"
+            return StaleTraffic(reason=reason, age_s=age_s)
+        if not heard:
+            return self._unmeasured([pod for pod in starting if pod.enters], lost, now_s, age_s)
+        if len(heard) < len(lost):
+            return StaleTraffic(
+                reason=f"only {len(heard)} of {len(asked)} pods answer: {self._why(lost, now_s)}",
+                age_s=age_s,
+                missing=_missing(lost),
+            )
+        rate = self._arrivals(heard, len(lost), since_s, span_s)
         complete = not absent and not starting and span_s >= self.window_s / 2
         if complete:
             self._complete_rps = rate
@@ -299,7 +335,24 @@ class TrafficEstimator:
             expected_pods=len(listed),
             series=tuple(sorted({name for sample in samples for name in sample.series})),
             complete=complete,
-            note=self._note(absent, starting, now_s, complete=complete),
+            note=self._note(absent, starting, now_s, complete=complete)
+            or self._unseen(rate, [pod for pod in rated if not pod.enters], since_s, span_s),
+        )
+
+    def _arrivals(self, heard: list[_Pod], lost: int, since_s: float, span_s: float) -> float:
+        """Return what came per second to pods that take requests in; the lost ones are taken to get the mean."""
+        rate = sum(self._rate(pod, since_s, span_s) for pod in heard) * (1 + lost / len(heard))
+        gone = [pod for pod in self._pods.values() if pod.enters and not pod.listed]
+        return rate + sum(self._rate(pod, since_s, span_s) for pod in gone)
+
+    def _unseen(self, rate: float, decoding: list[_Pod], since_s: float, span_s: float) -> str:
+        """Say that decode pods are sent what no other pod sees."""
+        decoded = sum(self._rate(pod, since_s, span_s) for pod in decoding)
+        if decoded <= UNSEEN_RATIO * rate or (decoded - rate) * span_s < UNSEEN_COUNT:
+            return ""
+        return (  # without figures: what is said anew at every look is written anew
+            "decode pods get over a quarter more requests than those that take them in: what is sent to decode pods"
+            " alone is not counted"
         )
 
     def _sorted(self, now_s: float) -> tuple[list[_Pod], list[_Pod], list[_Pod]]:
@@ -336,9 +389,9 @@ class TrafficEstimator:
             return prompts, outputs
         if self._known is not None:
             return self._known
-        samples = [pod.last for pod in self._pods.values() if pod.last is not None]
-        prompts = sizes_of(sample.prompt_sizes for sample in samples)
-        outputs = sizes_of(sample.generation_sizes for sample in samples)
+        samples = [(pod.role, pod.last) for pod in self._pods.values() if pod.last is not None]
+        prompts = sizes_of(sample.prompt_sizes for role, sample in samples if role is not Role.DECODE)
+        outputs = sizes_of(sample.generation_sizes for role, sample in samples if role is not Role.PREFILL)
         if prompts and outputs:
             self._known = prompts, outputs  # a restart of the engines must not forget them
         return prompts, outputs

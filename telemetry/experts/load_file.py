@@ -6,7 +6,8 @@ It exists so that a load can be handed over in a few lines: an object with
 - ``transitions`` (may be left out): pairs of experts of successive layers, [L - 1][E][E], k·k per token;
 - ``model`` (may be left out): whose loads they are.
 
-An SGLang dump as JSON (`telemetry.experts.sglang_recording`) is taken, too.
+An SGLang dump as JSON (`telemetry.experts.sglang_recording`) is taken, too; `read_recording` also takes what engines
+write themselves.
 """
 
 from dataclasses import replace
@@ -19,14 +20,48 @@ from solver.domain.moe import Floats
 from telemetry.experts.documents import fail, json_of, read_bytes, shown, source_of, table_of
 from telemetry.experts.recording import ExpertRecording
 from telemetry.experts.sglang_recording import read_sglang_recording
+from telemetry.experts.tensorrt_recording import read_tensorrt_recording
 
 _RIGHT = "a JSON object with load [layers][experts], load_windows, or a dump of SGLang's recorder"
 
 
-def read_loads(
-    path: str | Path, *, model: str, layers: int, experts: int, first_layer: int = 0
+def read_recording(
+    path: str | Path,
+    *,
+    model: str,
+    layers: int | None = None,
+    experts: int | None = None,
+    first_layer: int | None = None,
 ) -> ExpertRecording:
-    """Read the loads of a model's MoE layers.
+    """Read a file of `read_loads`, a dump of SGLang's recorder, or a folder of TensorRT-LLM's statistics.
+
+    An engine's own steps are too short for windows: such a recording counts as one.
+
+    Raises
+    ------
+    InputError
+        With file, field and layer.
+    """
+    if Path(path).is_dir():
+        found = of_shape(read_tensorrt_recording(path), layers=layers, experts=experts)
+        return replace(found, windows=None)
+    if Path(path).suffix in {".pt", ".pth"}:
+        found = read_sglang_recording(path, experts=experts, first_layer=first_layer)
+        found = of_shape(found, layers=layers, experts=experts)
+    else:
+        found = read_loads(path, model=model, layers=layers, experts=experts, first_layer=first_layer)
+    return found if found.decoder_layers is None else replace(found, windows=None)
+
+
+def read_loads(
+    path: str | Path,
+    *,
+    model: str,
+    layers: int | None = None,
+    experts: int | None = None,
+    first_layer: int | None = None,
+) -> ExpertRecording:
+    """Read the loads of a model's MoE layers; as many layers and experts as the file says where none are given.
 
     Raises
     ------
@@ -57,15 +92,17 @@ def read_loads(
         transitions = _counts(document["transitions"], source, "transitions", 3)
     return of_shape(
         ExpertRecording(
-            source=source, load=load, windows=windows, transitions=transitions, first_layer=first_layer
+            source=source, load=load, windows=windows, transitions=transitions, first_layer=first_layer or 0
         ),
         layers=layers,
         experts=experts,
     )
 
 
-def of_shape(recording: ExpertRecording, *, layers: int, experts: int) -> ExpertRecording:
+def of_shape(recording: ExpertRecording, *, layers: int | None, experts: int | None) -> ExpertRecording:
     """Return a recording of so many layers and experts; dense layers behind the last (rows of zeros) are cut off.
+
+    None: as many as the loads have.
 
     Raises
     ------
@@ -73,6 +110,8 @@ def of_shape(recording: ExpertRecording, *, layers: int, experts: int) -> Expert
         If it has another shape: loads of another model say nothing.
     """
     load, windows, transitions = recording.load, recording.windows, recording.transitions
+    layers = int(load.shape[0]) if layers is None else layers
+    experts = int(load.shape[1]) if experts is None else experts
     if load.shape[0] > layers and not load[layers:].any():
         load = load[:layers]
         windows = None if windows is None else windows[:, :layers]

@@ -8,6 +8,7 @@ errors never quote what was received, so nobody can read through us what they co
 import asyncio
 import os
 import ssl
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -23,6 +24,10 @@ _PORTS = 65536
 
 class UnreachableError(InputError):
     """Nobody answered, or not in time: asking again at once is a waste."""
+
+
+class UntrustedError(UnreachableError):
+    """Somebody answered with a certificate that nobody we trust has signed for that name."""
 
 
 def http_client(*, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
@@ -46,13 +51,22 @@ async def fetched(
     timeout_s: float = TIMEOUT_S,
     most_bytes: int = MOST_BYTES,
     refused: range = range(201, 600),
+    headers: Mapping[str, str] | None = None,
+    server_name: str = "",
 ) -> tuple[int, bytes]:
     """Get ``url`` (or post a form to it) and return status and body.
+
+    Parameters
+    ----------
+    headers
+        Are brought along: who asks.
+    server_name
+        What a certificate has to be for, where the address is a number.
 
     Raises
     ------
     UnreachableError
-        One line with ``source``: nobody answers, too slow, the connection broke.
+        One line with ``source``: nobody answers, too slow, the connection broke, a certificate is not trusted.
     InputError
         The same for: too large, sent elsewhere, a status in ``refused``.
     """
@@ -60,6 +74,9 @@ async def fetched(
     options: dict[str, Any] = {"headers": {"Accept": "text/plain;version=0.0.4, application/json;q=0.5"}}
     if form is not None:
         options["data"] = form
+    options["headers"] |= headers or {}
+    if server_name:
+        options["extensions"] = {"sni_hostname": server_name}
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -86,7 +103,8 @@ async def fetched(
     except (TimeoutError, httpx.TimeoutException):
         raise UnreachableError(f"no answer within {timeout_s:g} s", where=source) from None
     except (httpx.HTTPError, OSError, ExceptionGroup) as error:
-        raise UnreachableError(_told(error), where=source) from None
+        untrusted = any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error))
+        raise (UntrustedError if untrusted else UnreachableError)(_told(error), where=source) from None
 
 
 def _checked(url: str, source: str) -> httpx.URL:
@@ -101,13 +119,18 @@ def _checked(url: str, source: str) -> httpx.URL:
     return parsed
 
 
-def _told(error: BaseException) -> str:
-    """Say what went wrong as the operating system puts it, where it has an opinion."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
     at: BaseException | None = error
     while at is not None:
+        yield at
+        at = at.exceptions[0] if isinstance(at, BaseExceptionGroup) else at.__cause__ or at.__context__
+
+
+def _told(error: BaseException) -> str:
+    """Say what went wrong as the operating system puts it, where it has an opinion."""
+    for at in _causes(error):
         if isinstance(at, ssl.SSLError):
             return f"TLS: {at.reason or 'failed'}"
         if isinstance(at, OSError) and at.strerror:
             return os.strerror(at.errno) if at.errno and at.errno > 0 else at.strerror
-        at = at.exceptions[0] if isinstance(at, BaseExceptionGroup) else at.__cause__ or at.__context__
     return f"the connection broke ({type(error).__name__})"

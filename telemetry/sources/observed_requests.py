@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from solver.domain.errors import InputError
-from solver.domain.trace import Floats, Ints, Labels
+from solver.domain.trace import LARGEST_TIME_S, Floats, Ints, Labels
 from solver.performance.fitted import ObservedRequests
 from telemetry.sources.traces.csv_rows import find_columns, read_columns
-from telemetry.sources.traces.fields import LARGEST_TIME_S, Kind
+from telemetry.sources.traces.fields import Kind
 from telemetry.sources.traces.lines import LineSource, quoted
 
 LAYOUT = "arrival_s,prompt_tokens,output_tokens,ttft_s,e2e_s"

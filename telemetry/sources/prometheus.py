@@ -11,6 +11,10 @@ Per pod (``P`` below is job, namespace, pod and instance):
 never below 0; after a restart in the window, falling queues are not counted as negative arrivals. Sizes come from
 ``increase`` of the histograms' buckets, also per pod, because engines of one service may have other edges.
 
+Where prefill and decode are served by different pods (``output_selector``), arrivals and prompt sizes are those of the
+pods of ``selector``, output sizes those of the pods of ``output_selector``: Prometheus itself cannot tell them apart,
+and every request is seen by one of each.
+
 What must be known for a rate to be complete: every pod's newest sample is at most two intervals old, it was there at
 the start of the window, none restarted, and as many answer as are expected. Prometheus forgets a target it cannot
 reach within an interval, so without ``expected_pods`` a pod that is only unreachable looks like one that was removed.
@@ -29,8 +33,14 @@ import httpx
 from solver.domain.errors import InputError
 from telemetry.engine_sample import CumulativeHistogram
 from telemetry.request_sizes import SizeGroup, request_buckets, sizes_of
-from telemetry.sources.bounded_http import TIMEOUT_S, UnreachableError, fetched, http_client
+from telemetry.sources.bounded_http import TIMEOUT_S, UnreachableError, http_client
 from telemetry.sources.engines import BLANK, engine_names, histogram_of, sound
+from telemetry.sources.prometheus_access import (
+    QUERY,
+    AccessError,
+    PrometheusAccess,
+    PrometheusServers,
+)
 from telemetry.traffic import STALE_AFTER, MeasuredTraffic, StaleTraffic, Traffic
 
 LONGEST_SELECTOR = 1024
@@ -103,6 +113,8 @@ class PrometheusTraffic:
         Address of the server, up to where ``/api/v1`` begins.
     selector
         Label matchers that pick the service's engines; if empty, the model's name does.
+    output_selector
+        Label matchers of the engines that tell how long outputs are, if they are others.
     engine
         ``vllm`` or ``sglang``.
     model_name
@@ -113,6 +125,10 @@ class PrometheusTraffic:
         Over how long the rate and the sizes are taken.
     timeout_s
         For each of the two questions.
+    servers
+        What servers are brought.
+    namespace
+        Who wants to know, as far as that decides what is brought.
     """
 
     def __init__(
@@ -120,14 +136,20 @@ class PrometheusTraffic:
         *,
         url: str,
         selector: str,
+        output_selector: str | None = None,
         engine: str = "vllm",
         model_name: str | None = None,
         interval_s: float = 60.0,
         window_s: float = 120.0,
         size_window_s: float = 300.0,
         timeout_s: float = TIMEOUT_S,
+        servers: PrometheusServers | None = None,
+        namespace: str | None = None,
     ) -> None:
-        self._address = f"{url.rstrip('/')}/api/v1/query"
+        self._url = url
+        self._address = f"{url.rstrip('/')}{QUERY}"
+        self._servers = servers or PrometheusServers()
+        self._namespace = namespace
         self._names = engine_names(engine)
         matchers = checked_selector(selector)
         if not matchers and model_name:
@@ -136,6 +158,8 @@ class PrometheusTraffic:
         if not matchers:
             raise InputError("an empty selector", right='label matchers such as model_name="m"')
         self._matchers = matchers
+        self._output_matchers = checked_selector(output_selector or "") or matchers
+        self._split = self._output_matchers != matchers
         self._interval_s = interval_s
         self._window_s = window_s
         self._size_window_s = size_window_s
@@ -146,10 +170,15 @@ class PrometheusTraffic:
         self.unreachable = ""
         """Why the server did not answer the last time; empty if it did."""
 
-    @property
-    def address(self) -> str:
-        """Where questions go."""
-        return self._address
+    def server(self) -> tuple[str, PrometheusAccess | None]:
+        """Return where questions go, and what they bring.
+
+        Raises
+        ------
+        AccessError
+            There is nothing that may be brought for this namespace.
+        """
+        return self._address, self._servers.access_to(self._url, namespace=self._namespace)
 
     async def read(
         self,
@@ -173,12 +202,12 @@ class PrometheusTraffic:
             return await self._judged(client, told_s, rows, expected_pods)
         except InputError as error:
             self.unreachable = str(error) if isinstance(error, UnreachableError) else ""
-            return self.unread(str(error), now_s=now_s)
+            return self.unread(str(error), now_s=now_s, denied=isinstance(error, AccessError))
 
-    def unread(self, reason: str, *, now_s: float) -> StaleTraffic:
+    def unread(self, reason: str, *, now_s: float, denied: bool = False) -> StaleTraffic:
         """Say that there is no measurement, for a reason known elsewhere."""
         age_s = None if self._newest_s is None else max(0.0, now_s - self._newest_s)
-        return StaleTraffic(reason=reason, age_s=age_s)
+        return StaleTraffic(reason=reason, age_s=age_s, denied=denied)
 
     def _check_clock(self, ahead_s: float) -> None:
         if abs(ahead_s) > STALE_AFTER * self._interval_s:
@@ -270,18 +299,18 @@ class PrometheusTraffic:
         """Return the sizes of late, else the last known, else those since the engines started."""
         for window_s in (self._size_window_s, None):
             _, rows = await self._ask(client, self._size_query(window_s), told_s)
-            prompts, outputs = _size_groups(rows)
+            prompts, outputs = _size_groups(rows, split=self._split)
             if prompts and outputs:
                 self._known = prompts, outputs
             if self._known is not None:
                 return self._known
         return None
 
-    def _selected(self, name: str, window_s: float | None = None) -> str:
+    def _selected(self, name: str, window_s: float | None = None, *, matchers: str | None = None) -> str:
         part = self._names.parts_by
         whole = "" if part is None or name not in self._gauges() else f',{part}=""'
         span = "" if window_s is None else f"[{_seconds(window_s)}]"
-        return f"{name}{{{self._matchers}{whole}}}{span}"
+        return f"{name}{{{matchers or self._matchers}{whole}}}{span}"
 
     def _gauges(self) -> tuple[str, ...]:
         return (*self._names.running, *self._names.waiting)
@@ -310,20 +339,23 @@ class PrometheusTraffic:
         return _joined(queries)
 
     def _size_query(self, window_s: float | None) -> str:
-        def grown(name: str) -> str:
-            selected = self._selected(name, window_s)
+        def grown(name: str, matchers: str) -> str:
+            selected = self._selected(name, window_s, matchers=matchers)
             return selected if window_s is None else f"increase({selected})"
 
         names = self._names
         by_edge = _BY_POD.replace(")", ", le)")
-        queries = {"requests": f"sum {_BY_POD} ({grown(names.finished[0])})"}
-        for part, histogram, total in (
-            ("prompt", names.prompt_tokens[0], names.prompt_total[0]),
-            ("output", names.generation_tokens[0], names.generation_total[0]),
+        queries = {"requests": f"sum {_BY_POD} ({grown(names.finished[0], self._matchers)})"}
+        if self._split:
+            finished = grown(names.finished[0], self._output_matchers)
+            queries["output_requests"] = f"sum {_BY_POD} ({finished})"
+        for part, matchers, histogram, total in (
+            ("prompt", self._matchers, names.prompt_tokens[0], names.prompt_total[0]),
+            ("output", self._output_matchers, names.generation_tokens[0], names.generation_total[0]),
         ):
-            queries[part] = f"sum {by_edge} ({grown(f'{histogram}_bucket')})"
-            queries[f"{part}_sum"] = f"sum {_BY_POD} ({grown(f'{histogram}_sum')})"
-            queries[f"{part}_total"] = f"sum {_BY_POD} ({grown(total)})"
+            queries[part] = f"sum {by_edge} ({grown(f'{histogram}_bucket', matchers)})"
+            queries[f"{part}_sum"] = f"sum {_BY_POD} ({grown(f'{histogram}_sum', matchers)})"
+            queries[f"{part}_total"] = f"sum {_BY_POD} ({grown(total, matchers)})"
         return _joined(queries)
 
     async def _ask(
@@ -353,13 +385,13 @@ class PrometheusTraffic:
         form = {"query": query, "timeout": _seconds(self._timeout_s)}
         if at_s is not None:
             form["time"] = f"{at_s:.3f}"
-        status, body = await fetched(
+        status, body = await self._servers.query(
             client,
-            self._address,
+            self._url,
+            form,
+            namespace=self._namespace,
             source=self._address,
-            form=form,
             timeout_s=self._timeout_s,
-            refused=range(0),
         )
         return self._parsed(status, body)
 
@@ -446,8 +478,11 @@ def _arrivals(parts: Mapping[str, Mapping[Pod, float]], pod: Pod) -> float | Non
     return max(0.0, finished + queues, started if started < BLANK else 0.0)
 
 
-def _size_groups(rows: Iterable[_Row]) -> Sizes:
-    """Return prompt and output sizes over all pods, each as finely as it is known."""
+def _size_groups(rows: Iterable[_Row], *, split: bool) -> Sizes:
+    """Return prompt and output sizes over all pods, each as finely as it is known.
+
+    ``split``: outputs are told by other pods than prompts.
+    """
     plain: dict[str, dict[Pod, float]] = {}
     edged: dict[str, dict[Pod, dict[float, float]]] = {}
     for row in rows:
@@ -456,9 +491,9 @@ def _size_groups(rows: Iterable[_Row]) -> Sizes:
         else:
             edged.setdefault(row.part, {}).setdefault(row.pod, {})[row.edge] = row.value
     found: list[tuple[SizeGroup, ...]] = []
-    for part in ("prompt", "output"):
+    for part, finished in (("prompt", "requests"), ("output", "output_requests" if split else "requests")):
         histograms: list[CumulativeHistogram | None] = []
-        for pod, requests in plain.get("requests", {}).items():
+        for pod, requests in plain.get(finished, {}).items():
             buckets = _rising(edged.get(part, {}).get(pod, {}))
             histogram = histogram_of(buckets, plain.get(f"{part}_sum", {}).get(pod))
             if histogram is None:
@@ -486,16 +521,19 @@ async def read_all(
 ) -> dict[Key, Traffic]:
     """Read many services, some at once; a server that did not answer one is not asked for the next."""
     places = asyncio.Semaphore(AT_ONCE)
-    down: dict[str, str] = {}
+    down: dict[tuple[str, PrometheusAccess | None], str] = {}
 
     async def one(key: Key, service: PrometheusTraffic, client: httpx.AsyncClient) -> Traffic:
         async with places:
-            reason = down.get(service.address)
-            if reason is not None:
-                return service.unread(reason, now_s=now_s)
+            try:
+                server = service.server()
+            except AccessError as error:
+                return service.unread(str(error), now_s=now_s, denied=True)
+            if server in down:
+                return service.unread(down[server], now_s=now_s)
             answer = await service.read(now_s=now_s, expected_pods=expected_pods.get(key), client=client)
             if service.unreachable:
-                down[service.address] = service.unreachable
+                down[server] = service.unreachable
             return answer
 
     async with http_client() as client:

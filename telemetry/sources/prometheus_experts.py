@@ -11,8 +11,9 @@ import numpy as np
 
 from solver.domain.errors import InputError
 from solver.domain.moe import Floats
-from telemetry.sources.bounded_http import fetched, http_client
+from telemetry.sources.bounded_http import http_client
 from telemetry.sources.prometheus import checked_selector
+from telemetry.sources.prometheus_access import PrometheusServers
 
 MOST_BYTES = 64 * 2**20
 _OK = 200
@@ -29,24 +30,34 @@ async def expert_loads(
     experts: int,
     first_layer: int = 0,
     window_s: float,
+    servers: PrometheusServers | None = None,
+    namespace: str | None = None,
 ) -> Floats:
     """Return routed tokens of the last ``window_s`` seconds, [L, E].
 
-    Layers may be numbered from 0, or as in the model from ``first_layer`` on; all must be there.
+    Layers may be numbered from 0, or as in the model from ``first_layer`` on; all must be there. ``servers`` know what
+    a server is brought for a resource of ``namespace``.
 
     Raises
     ------
+    AccessError
+        One line: the server refuses who asks.
     InputError
         One line: nobody answers, an answer that cannot be, series that are missing or too many.
     """
-    address = f"{url.rstrip('/')}/api/v1/query"
     query = (
         f"sum by ({layer_label}, {expert_label})"
         f" (increase({metric}{{{checked_selector(selector)}}}[{max(1, round(window_s))}s]))"
     )
     async with http_client() as client:
-        status, body = await fetched(
-            client, address, source=url, form={"query": query}, most_bytes=MOST_BYTES, timeout_s=10.0
+        status, body = await (servers or PrometheusServers()).query(
+            client,
+            url,
+            {"query": query},
+            namespace=namespace,
+            source=url,
+            most_bytes=MOST_BYTES,
+            timeout_s=10.0,
         )
     if status != _OK:
         _fail(url, f"HTTP {status}")

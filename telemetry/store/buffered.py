@@ -1,7 +1,8 @@
 """A store that never holds anybody up: entries wait in memory and are written by a thread of its own.
 
-It exists because losing the database must not stop control. When there is no room, the oldest traffic makes room, then
-the oldest decisions; that is counted. It comes back by itself when the database does, and writes each entry once.
+It exists because losing the database must not stop control. When there is no room, the oldest power makes room, then
+traffic, then expert loads, then decisions, the oldest first; that is counted. It comes back by itself when the database
+does, and writes each entry once.
 """
 
 import threading
@@ -12,9 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
-from telemetry.store.store import Entry, Store, TrafficSample, is_fault_of_entry
+from telemetry.store.store import Entry, ExpertWindow, PowerWindows, Store, TrafficSample, is_fault_of_entry
 
 BATCH = 500
+BATCH_BYTES = 8 * 2**20
+"""Of windows of expert loads in one transaction, unless a single one is larger."""
+BATCH_POWER_BYTES = 2 * 2**20
+"""Of windows of power in one transaction: some 5,000 windows, each of which adds to longer ones."""
 PRUNE_EVERY_S = 60.0
 PRUNED_BATCHES = 20
 """At most, each time: entries should not wait for it."""
@@ -26,6 +31,10 @@ class BufferedStore:
 
     store: Store
     most: int = 10_000
+    most_window_bytes: int = 64 * 2**20
+    """Of windows of expert loads that wait: beyond it, the oldest of them makes room."""
+    most_power_bytes: int = 64 * 2**20
+    """Of windows of power that wait, in the same way: 8 hours of 40 servers and more."""
     clock: Callable[[], float] = time.time
     """Seconds since 1970, for pruning."""
     first_wait_s: float = 0.5
@@ -43,6 +52,10 @@ class BufferedStore:
     _asked_s: float = float("inf")
     _acts: deque[Entry] = field(default_factory=deque)
     _traffic: deque[Entry] = field(default_factory=deque)
+    _windows: deque[Entry] = field(default_factory=deque)
+    _power: deque[Entry] = field(default_factory=deque)
+    _window_bytes: int = 0
+    _power_bytes: int = 0
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
     _thread: threading.Thread | None = None
@@ -62,7 +75,7 @@ class BufferedStore:
     @property
     def waiting(self) -> int:
         """Entries that are not written yet."""
-        return len(self._acts) + len(self._traffic)
+        return len(self._acts) + len(self._traffic) + len(self._windows) + len(self._power)
 
     def start(self) -> None:
         """Begin to write."""
@@ -72,11 +85,52 @@ class BufferedStore:
     def put(self, entry: Entry) -> None:
         """Take an entry; never waits, never fails."""
         with self._wake:
+            size = _window_bytes(entry)
+            while size and self._windows and self._window_bytes + size > self.most_window_bytes:
+                self._make_room(self._windows)
+            drawn = _power_bytes(entry)
+            while drawn and self._power and self._power_bytes + drawn > self.most_power_bytes:
+                self._make_room(self._power)
             if self.waiting >= self.most:
-                (self._traffic or self._acts).popleft()
-                self.dropped += 1
-            (self._traffic if isinstance(entry, TrafficSample) else self._acts).append(entry)
+                self._make_room(self._power or self._traffic or self._windows or self._acts)
+            self._queue(entry).append(entry)
+            self._window_bytes += size
+            self._power_bytes += drawn
             self._wake.notify()
+
+    def _queue(self, entry: Entry) -> deque[Entry]:
+        if isinstance(entry, TrafficSample):
+            return self._traffic
+        if isinstance(entry, PowerWindows):
+            return self._power
+        return self._windows if isinstance(entry, ExpertWindow) else self._acts
+
+    def _make_room(self, queue: deque[Entry]) -> None:
+        self._let_go(queue)
+        self.dropped += 1
+
+    def _let_go(self, queue: deque[Entry]) -> None:
+        entry = queue.popleft()
+        self._window_bytes -= _window_bytes(entry)
+        self._power_bytes -= _power_bytes(entry)
+
+    def _batch(self) -> list[Entry]:
+        """Return what is written next: acts before windows, windows before traffic, power last."""
+        windows: list[Entry] = []
+        left = min(BATCH_BYTES, self.store.most_at_once_bytes)
+        for window in islice(self._windows, BATCH):
+            left -= _window_bytes(window)
+            if windows and left < 0:
+                break
+            windows.append(window)
+        power: list[Entry] = []
+        left = BATCH_POWER_BYTES
+        for entry in islice(self._power, BATCH):
+            left -= _power_bytes(entry)
+            if power and left < 0:
+                break
+            power.append(entry)
+        return [*islice(self._acts, BATCH), *windows, *islice(self._traffic, BATCH), *power][:BATCH]
 
     def close(self, within_s: float = 2.0) -> bool:
         """Write what waits, for so many seconds; returns whether all was written."""
@@ -105,7 +159,7 @@ class BufferedStore:
                     left_s = prune_s - time.monotonic()
                     self._wake.wait_for(lambda: self.waiting or self._closing, timeout=max(0.0, left_s))
                 last_try = self._closing  # an entry that comes later is none of ours
-                batch = [*islice(self._acts, BATCH), *islice(self._traffic, BATCH)][:BATCH]
+                batch = self._batch()
             if last_try and not batch:
                 return
             self._asked_s = time.monotonic()
@@ -156,6 +210,14 @@ class BufferedStore:
             self.refused += len(batch)
         with self._wake:
             for entry in batch:
-                queue = self._traffic if isinstance(entry, TrafficSample) else self._acts
+                queue = self._queue(entry)
                 if queue and queue[0] is entry:  # else it made room meanwhile
-                    queue.popleft()
+                    self._let_go(queue)
+
+
+def _window_bytes(entry: Entry) -> int:
+    return entry.packed_bytes if isinstance(entry, ExpertWindow) else 0
+
+
+def _power_bytes(entry: Entry) -> int:
+    return entry.packed_bytes if isinstance(entry, PowerWindows) else 0

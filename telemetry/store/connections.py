@@ -145,6 +145,15 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
+def reading(engine: Engine, *, within_s: int = 15) -> Iterator[Connection]:
+    """Give a connection in one transaction that only reads; each statement has so much time."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{within_s}s'")
+        yield connection
+
+
+@contextmanager
 def writing(engine: Engine, *, turn: int = WRITERS, within_s: int = 30) -> Iterator[Connection]:
     """Give a connection in one transaction that waits for its turn; each statement has so much time."""
     with engine.execution_options(writes=True).begin() as connection:

@@ -1,11 +1,11 @@
-"""Tables of the history: traffic rolled up by time, decisions, and steps of actuation.
+"""Tables of the history: traffic and power rolled up by time, decisions, steps of actuation, windows of expert loads.
 
 It exists apart from the store so that migrations are checked against one definition. Times are seconds since 1970.
 """
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NAME = String(512)
@@ -89,3 +89,41 @@ class StepRow(Base):
         Index("step_by_time", "service", "t_s"),
         Index("step_by_age", "t_s"),
     )
+
+
+class ExpertWindowRow(Base):
+    """Routed tokens by layer and expert in one window of a recording, packed (`telemetry.store.expert_windows`)."""
+
+    __tablename__ = "expert_window"
+    recording: Mapped[str] = mapped_column(NAME, primary_key=True)
+    end_s: Mapped[float] = mapped_column(Float, primary_key=True)
+    start_s: Mapped[float] = mapped_column(Float)
+    model: Mapped[str] = mapped_column(NAME)
+    layers: Mapped[int] = mapped_column(Integer)
+    experts: Mapped[int] = mapped_column(Integer)
+    load: Mapped[bytes] = mapped_column(LargeBinary)
+    transitions: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+    __table_args__ = (Index("expert_window_by_age", "end_s"),)
+
+
+class PowerRow(Base):
+    """What a node drew in one window of ``level_s`` seconds, or, with no name, its domain."""
+
+    __tablename__ = "power"
+    level_s: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    start_s: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    domain: Mapped[str] = mapped_column(NAME, primary_key=True)
+    node: Mapped[str] = mapped_column(NAME, primary_key=True)
+    energy_j: Mapped[float] = mapped_column(Float)
+    """Over the seconds that are covered: only sums can be rolled up again."""
+    covered_s: Mapped[float] = mapped_column(Float)
+    max_w: Mapped[float] = mapped_column(Float)
+    samples: Mapped[int] = mapped_column(Integer)
+    first_s: Mapped[float] = mapped_column(Float)
+    last_s: Mapped[float] = mapped_column(Float)
+    """End of the last sample: in the finest windows, what begins earlier is a repetition."""
+    theta_max: Mapped[float | None] = mapped_column(Float)
+    capped_s: Mapped[float | None] = mapped_column(Float)
+
+    __table_args__ = ({"sqlite_with_rowid": False},)

@@ -1,8 +1,8 @@
-"""The history: what traffic was, what was decided, what was done; in SQLite or PostgreSQL.
+"""The history: traffic, decisions, what was done, where tokens went, what was drawn; in SQLite or PostgreSQL.
 
-It exists so that forecasts can learn and people can look back. Nothing that steers the cluster reads it, and it never
-asks the clock. Writing the same thing twice leaves one entry, so a writer that does not know whether it succeeded may
-try again.
+It exists so that forecasts can learn and people can look back. What steers the cluster reads of it past rates, where a
+forecast is wished, and recordings that ExpertPlacements name. It never asks the clock. Writing the same thing twice
+leaves one entry, so a writer that does not know whether it succeeded may try again.
 """
 
 import csv
@@ -13,23 +13,50 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TextIO, cast
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, select
+from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from solver.domain.errors import InputError
 from telemetry.store.connections import make_engine, most_bytes, read_url, used_bytes, writing
+from telemetry.store.expert_windows import ExpertWindow, RecordedLoad, last_windows, put_windows
 from telemetry.store.migrations.upgrade import upgrade
-from telemetry.store.schema import DECISION_ONCE, STEP_ONCE, Base, DecisionRow, StepRow, TrafficRow
+from telemetry.store.power_windows import (
+    PowerWindow,
+    PowerWindows,
+    check_windows,
+    domains_with_power,
+    nodes_with_power,
+    put_power,
+    read_power,
+    rolled_up,
+)
+from telemetry.store.schema import (
+    DECISION_ONCE,
+    STEP_ONCE,
+    Base,
+    DecisionRow,
+    ExpertWindowRow,
+    PowerRow,
+    StepRow,
+    TrafficRow,
+)
 
 __all__ = [
     "DECISIONS_KEPT_S",
     "LEVELS",
+    "POWER_LEVELS",
+    "TRANSITIONS_KEPT_S",
+    "WINDOWS_KEPT_S",
     "Decision",
     "Entry",
+    "ExpertWindow",
     "Level",
+    "PowerWindow",
+    "PowerWindows",
     "RateWindow",
+    "RecordedLoad",
     "StepDone",
     "Store",
     "TrafficSample",
@@ -40,10 +67,16 @@ __all__ = [
 ]
 
 PRUNED_AT_ONCE = 5000
+PRUNED_BYTES = 16 * 2**20
+"""Of windows of expert loads at once: SQLite may write down all that it overwrites, beside the file."""
+LARGEST_SHARE = 1 / 16
+"""Of an SQLite file that entries written at once may take: pruning leaves a fifth of it free."""
 NEARLY_FULL = 0.8
-TRAFFIC: frozenset[type[Base]] = frozenset({TrafficRow})
-ACTS: frozenset[type[Base]] = frozenset({DecisionRow, StepRow})
-LESS = tuple((what, 0.5**k) for what in (TRAFFIC, TRAFFIC | ACTS) for k in range(1, 15))
+EXPERTS: frozenset[type[Base]] = frozenset({ExpertWindowRow})
+POWER: frozenset[type[Base]] = EXPERTS | {PowerRow}
+TRAFFIC: frozenset[type[Base]] = POWER | {TrafficRow}
+ALL: frozenset[type[Base]] = TRAFFIC | {DecisionRow, StepRow}
+LESS = tuple((what, 0.5**k) for what in (EXPERTS, POWER, TRAFFIC, ALL) for k in range(1, 15))
 """What is given up when a file is nearly full, and which share of its time is kept, step by step."""
 
 
@@ -60,7 +93,17 @@ LEVELS = (
     Level(window_s=60, kept_s=14 * 86_400),
     Level(window_s=3600, kept_s=400 * 86_400),
 )
+POWER_LEVELS = (
+    Level(window_s=10, kept_s=8 * 86_400),
+    Level(window_s=60, kept_s=30 * 86_400),
+    Level(window_s=3600, kept_s=400 * 86_400),
+)
+"""The finest hold a whole week: how many servers a budget holds is asked of a week at 10 s."""
 DECISIONS_KEPT_S = 400 * 86_400
+WINDOWS_KEPT_S = 7 * 86_400
+"""Windows of expert loads, some 0.1 MB each."""
+TRANSITIONS_KEPT_S = 2 * 86_400
+"""Those with transitions, some MB each; nobody asks for more than the last day."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +152,7 @@ class StepDone:
     epoch: int
 
 
-Entry = TrafficSample | Decision | StepDone
+Entry = TrafficSample | Decision | StepDone | ExpertWindow | PowerWindows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +172,11 @@ class RateWindow:
 
 
 def open_store(
-    url: str, *, levels: Sequence[Level] = LEVELS, decisions_kept_s: int = DECISIONS_KEPT_S
+    url: str,
+    *,
+    levels: Sequence[Level] = LEVELS,
+    power_levels: Sequence[Level] = POWER_LEVELS,
+    decisions_kept_s: int = DECISIONS_KEPT_S,
 ) -> "Store":
     """Open a store; nothing is connected before it is used.
 
@@ -138,6 +185,19 @@ def open_store(
     InputError
         If the URL cannot be read, its driver is not installed, or levels do not fit into each other.
     """
+    for each in (levels, power_levels):
+        _check_levels(each)
+    parsed = read_url(url)
+    return Store(
+        engine=make_engine(parsed),
+        levels=tuple(levels),
+        power_levels=tuple(power_levels),
+        decisions_kept_s=decisions_kept_s,
+        most_bytes=most_bytes(parsed),
+    )
+
+
+def _check_levels(levels: Sequence[Level]) -> None:
     for finer, coarser in pairwise(levels):
         if coarser.window_s <= finer.window_s or coarser.window_s % finer.window_s:
             raise InputError(
@@ -146,13 +206,6 @@ def open_store(
             )
     if not levels or min(min(level.window_s, level.kept_s) for level in levels) < 1:
         raise InputError(f"levels {list(levels)}", right="at least one, of at least a second, kept for one")
-    parsed = read_url(url)
-    return Store(
-        engine=make_engine(parsed),
-        levels=tuple(levels),
-        decisions_kept_s=decisions_kept_s,
-        most_bytes=most_bytes(parsed),
-    )
 
 
 def is_fault_of_entry(error: Exception) -> bool:
@@ -168,7 +221,9 @@ class Store:
 
     engine: Engine
     levels: tuple[Level, ...] = LEVELS
+    power_levels: tuple[Level, ...] = POWER_LEVELS
     decisions_kept_s: int = DECISIONS_KEPT_S
+    windows_kept_s: int = WINDOWS_KEPT_S
     most_bytes: int | None = None
     """How large an SQLite file may get."""
 
@@ -194,15 +249,23 @@ class Store:
         samples: list[TrafficSample] = []
         decisions: list[dict[str, Any]] = []
         steps: list[dict[str, Any]] = []
+        windows: list[ExpertWindow] = []
+        power: list[PowerWindows] = []
         for entry in entries:
             if isinstance(entry, TrafficSample):
                 _check(entry)
                 samples.append(entry)
             elif isinstance(entry, Decision):
                 decisions.append(_decision_row(entry))
+            elif isinstance(entry, ExpertWindow):
+                self._check_window(entry)
+                windows.append(entry)
+            elif isinstance(entry, PowerWindows):
+                self._check_power(entry)
+                power.append(entry)
             else:
                 steps.append(asdict(entry))
-        if not (samples or decisions or steps):
+        if not (samples or decisions or steps or windows or power):
             return
         with writing(self.engine) as connection:
             for table, once, rows in ((DecisionRow, DECISION_ONCE, decisions), (StepRow, STEP_ONCE, steps)):
@@ -213,6 +276,91 @@ class Store:
             for level in self.levels:
                 if new:  # only the finest windows tell what is new; coarser ones take that, in any order
                     new = _roll_up(connection, level.window_s, new, finest=level == self.levels[0])
+            put_windows(connection, windows)
+            put_power(connection, power, [level.window_s for level in self.power_levels])
+
+    def record(self, windows: Iterable[ExpertWindow]) -> int:
+        """Write windows of expert loads; returns how many were not there yet.
+
+        Raises
+        ------
+        InputError
+            If one is too large for the file: nothing is written then.
+        """
+        windows = list(windows)
+        for window in windows:
+            self._check_window(window)
+        with writing(self.engine) as connection:
+            return put_windows(connection, windows)
+
+    @property
+    def most_at_once_bytes(self) -> float:
+        """How much may be written in one transaction."""
+        return math.inf if self.most_bytes is None else self.most_bytes * LARGEST_SHARE
+
+    def _check_window(self, window: ExpertWindow) -> None:
+        """Refuse what would never fit, however much is let go of."""
+        if window.packed_bytes > self.most_at_once_bytes:
+            raise InputError(
+                f"a window of {window.recording} takes {window.packed_bytes} bytes",
+                right=f"at most {self.most_at_once_bytes:.0f}, or a larger file (?most_mib=)",
+            )
+
+    def _check_power(self, entry: PowerWindows) -> None:
+        """Refuse what would spoil a sum, and windows of another length."""
+        check_windows(entry)
+        finest_s = self.power_levels[0].window_s
+        odd = next((each for each in entry.windows if each.window_s != finest_s), None)
+        if odd is not None or any(each.start_s % finest_s for each in entry.windows):
+            raise InputError("windows of power", right=f"of {finest_s} s, beginning at a multiple of it")
+
+    def power_windows(
+        self,
+        domain: str,
+        *,
+        window_s: int,
+        since_s: float = 0.0,
+        until_s: float = math.inf,
+        node: str | None = None,
+    ) -> Iterator[PowerWindow]:
+        """Give a domain's windows in the order of time; of a length that is a whole multiple of a level's.
+
+        Of all nodes and, under the name `telemetry.store.power_windows.DOMAIN`, of the domain as a whole; or of one.
+
+        Raises
+        ------
+        InputError
+            If no level fits into such windows.
+        """
+        fitting = [
+            each.window_s for each in self.power_levels if window_s > 0 and not window_s % each.window_s
+        ]
+        if not fitting:
+            lengths = ", ".join(str(level.window_s) for level in self.power_levels)
+            raise InputError(f"windows of {window_s} s", right=f"a multiple of one of {lengths}")
+        level_s = max(fitting)
+        found = read_power(self.engine, domain, level_s=level_s, since_s=since_s, until_s=until_s, node=node)
+        return found if level_s == window_s else iter(rolled_up(found, window_s))
+
+    def power_domains(self) -> tuple[str, ...]:
+        """Return the domains of which power is recorded."""
+        return domains_with_power(self.engine)
+
+    def power_nodes(self, domain: str) -> tuple[str, ...]:
+        """Return the nodes of a domain of which power is recorded."""
+        return nodes_with_power(self.engine, domain)
+
+    def expert_load(
+        self, recording: str, *, window_s: float, until_s: float = math.inf
+    ) -> RecordedLoad | None:
+        """Add up the last ``window_s`` seconds of a recording's windows that ended by ``until_s``.
+
+        Raises
+        ------
+        InputError
+            If a window is damaged.
+        """
+        return last_windows(self.engine, recording, window_s=window_s, until_s=until_s)
 
     def traffic_windows(
         self, *, window_s: int, since_s: float = 0.0, until_s: float = math.inf, service: str | None = None
@@ -297,19 +445,20 @@ class Store:
     def prune(self, now_s: float, *, most_batches: int | None = None) -> int:
         """Delete what is older than it is kept, in small transactions; returns how many rows went.
 
-        An SQLite file that is nearly as large as it may get keeps less: first of traffic, then of all.
+        An SQLite file that is nearly as large as it may get keeps less: first of expert loads, then also of power, then
+        also of traffic, then of all.
         """
         left = sys.maxsize if most_batches is None else most_batches
         gone = 0
-        for what, share in ((TRAFFIC | ACTS, 1.0), *LESS):
+        for what, share in ((ALL, 1.0), *LESS):
             if share < 1 and not self._nearly_full():
                 break
             for table, age, which in self._old(now_s, share):
                 while table in what and left > 0:
                     rows = self._delete_some(table, age, which)
                     gone += rows
-                    left -= 1
-                    if rows < PRUNED_AT_ONCE:
+                    left -= rows > 0
+                    if not rows:
                         break
         return gone
 
@@ -320,6 +469,13 @@ class Store:
         for level in self.levels:
             too_old = TrafficRow.start_s < now_s - level.kept_s * share
             yield TrafficRow, TrafficRow.start_s, (TrafficRow.level_s == level.window_s) & too_old
+        for level in self.power_levels:
+            too_old = PowerRow.start_s < now_s - level.kept_s * share
+            yield PowerRow, PowerRow.start_s, (PowerRow.level_s == level.window_s) & too_old
+        ended_s = ExpertWindowRow.end_s
+        heavy = ExpertWindowRow.transitions.is_not(None)
+        yield ExpertWindowRow, ended_s, heavy & (ended_s < now_s - TRANSITIONS_KEPT_S * share)
+        yield ExpertWindowRow, ended_s, ended_s < now_s - self.windows_kept_s * share
         until_s = now_s - self.decisions_kept_s * share
         yield DecisionRow, DecisionRow.t_s, DecisionRow.t_s < until_s
         yield StepRow, StepRow.t_s, StepRow.t_s < until_s
@@ -329,10 +485,16 @@ class Store:
     ) -> int:
         """Delete the oldest, and those that are as old as the last of them."""
         with writing(self.engine) as connection:
-            ages = connection.scalars(select(age).where(which).order_by(age).limit(PRUNED_AT_ONCE)).all()
-            if not ages:
+            oldest = select(age, _bytes_of(table)).where(which).order_by(age).limit(PRUNED_AT_ONCE)
+            last, size = None, 0
+            for row_age, row_bytes in connection.execute(oldest).all():
+                last = row_age
+                size += row_bytes
+                if size >= PRUNED_BYTES:
+                    break
+            if last is None:
                 return 0
-            return connection.execute(delete(table).where(which, age <= ages[-1])).rowcount
+            return connection.execute(delete(table).where(which, age <= last)).rowcount
 
     def _nearly_full(self) -> bool:
         if self.most_bytes is None:
@@ -371,6 +533,14 @@ def _joined(earlier: RateWindow | None, row: TrafficRow, start_s: float) -> Rate
         waiting_max=_larger(row.waiting_max, earlier.waiting_max if earlier else None),
         ttft_p99_max_s=_larger(row.ttft_p99_max_s, earlier.ttft_p99_max_s if earlier else None),
     )
+
+
+def _bytes_of(table: type[Base]) -> ColumnElement[int]:
+    """Return the size of a row, as far as it matters."""
+    if table is not ExpertWindowRow:
+        return literal(0)
+    transitions = func.coalesce(func.length(ExpertWindowRow.transitions), 0)
+    return func.length(ExpertWindowRow.load) + transitions
 
 
 def _table(row: type[Base]) -> Table:

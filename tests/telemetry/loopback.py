@@ -1,5 +1,6 @@
-"""A real HTTP server on loopback whose answers a test chooses. Not a test."""
+"""A real HTTP(S) server on loopback whose answers a test chooses. Not a test."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,8 @@ def say(text: str | bytes, status: int = 200, **headers: str) -> Answer:
 
 
 @contextmanager
-def serving(answers: dict[str, Answer] | Answer) -> Iterator[str]:
-    """Serve one answer per path (or one for all) and yield the address."""
+def serving(answers: dict[str, Answer] | Answer, *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve one answer per path (or one for all) and yield the address; with a context, over TLS."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -51,10 +52,12 @@ def serving(answers: dict[str, Answer] | Answer) -> Iterator[str]:
         request_queue_size = 128
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

@@ -183,6 +183,48 @@ def test_no_requests_are_a_real_zero_with_the_last_sizes() -> None:
     assert (bucket.rate_rps, bucket.input_tokens, bucket.output_tokens) == pytest.approx((0, 150, 20))
 
 
+@dataclass
+class SplitServer(Server):
+    """A Prometheus that knows by a label which pods prefill and which decode."""
+
+    def _rates(self) -> list[tuple[dict[str, str], str]]:
+        return [row for row in Server._rates(self) if row[0].get("pod", "p").startswith("p")]
+
+    def _sizes(self, *, total: bool) -> list[tuple[dict[str, str], str]]:
+        rows = []
+        for labels, value in Server._sizes(self, total=total):
+            decode = labels.get("pod", "p").startswith("d")
+            if labels["part"] == "requests" and decode:
+                rows.append(({**labels, "part": "output_requests"}, value))
+            elif labels["part"] == "now" or labels["part"].startswith("output") is decode:
+                rows.append((labels, value))
+        return rows
+
+
+def test_prefill_and_decode_pods_are_told_apart_by_selectors() -> None:
+    once = {"1.0": 40.0, "+Inf": 40.0}
+    server = SplitServer(
+        {"p0": Pod(outputs=once, output_sum=40.0), "d0": Pod(finished=2.0), "d1": Pod(finished=2.0)}
+    )
+    selectors: dict[str, Any] = {"selector": 'role="p"', "output_selector": 'role="d"'}
+    answer = measured(ask(server, expected_pods=1, **selectors))
+    assert answer.rate_rps == pytest.approx(4)
+    assert answer.complete
+    assert [(b.input_tokens, b.output_tokens) for b in answer.buckets] == [pytest.approx((150, 20))]
+    rates, sizes = (form["query"] for form in server.asked)
+    assert 'role="d"' not in rates
+    assert 'increase(vllm:request_prompt_tokens_bucket{role="p"}' in sizes
+    assert 'increase(vllm:request_generation_tokens_bucket{role="d"}' in sizes
+    assert 'vllm:request_generation_tokens_bucket{role="p"}' not in sizes
+
+
+def test_without_decode_pods_the_output_sizes_are_not_known() -> None:
+    server = SplitServer({"p0": Pod()})
+    selectors: dict[str, Any] = {"selector": 'role="p"', "output_selector": 'role="d"'}
+    answer = stale(ask(server, expected_pods=1, **selectors))
+    assert answer.reason.startswith("no request has finished yet")
+
+
 def test_traffic_without_any_sizes_is_not_measured() -> None:
     empty = {"100.0": 0.0, "+Inf": 0.0}
     pods = {"a": Pod(prompts=empty, outputs=empty, prompt_sum=0, output_sum=0)}

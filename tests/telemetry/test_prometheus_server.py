@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ import httpx
 import pytest
 
 from telemetry.sources.prometheus import PrometheusTraffic, checked_selector
+from telemetry.sources.prometheus_access import PrometheusAccess, PrometheusServers
+from telemetry.sources.trust import Trust
 from telemetry.traffic import MeasuredTraffic, StaleTraffic, Traffic
+from tests.telemetry.certificates import made
 from tests.telemetry.engine_pages import Engine
 from tests.telemetry.loopback import say, serving
 
@@ -164,9 +167,13 @@ SCENES = {
 
 
 @contextmanager
-def running(folder: Path, config: str) -> Iterator[str]:
-    """Run a server on loopback over what is in ``folder/tsdb``."""
+def running(folder: Path, config: str, *, web: str = "", **ready: Any) -> Iterator[str]:
+    """Run a server on loopback over what is in ``folder/tsdb``.
+
+    ``web``: who is let in, over TLS; ``ready``: with what it is asked whether it is ready.
+    """
     (folder / "prometheus.yml").write_text(config)
+    (folder / "web.yml").write_text(web)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -178,14 +185,15 @@ def running(folder: Path, config: str) -> Iterator[str]:
             f"--storage.tsdb.path={folder / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}",
             "--storage.tsdb.retention.time=100y",
+            f"--web.config.file={folder / 'web.yml'}",
         ],
         stdout=log,
         stderr=log,
     )
-    url = f"http://127.0.0.1:{port}"
+    url = f"http{'s' if web else ''}://127.0.0.1:{port}"
     try:
         until_s = time.monotonic() + READY_WITHIN_S
-        while not _ready(url):
+        while not _ready(url, **ready):
             assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < until_s, (folder / "log").read_text()
             time.sleep(0.1)
@@ -196,9 +204,9 @@ def running(folder: Path, config: str) -> Iterator[str]:
         log.close()
 
 
-def _ready(url: str) -> bool:
+def _ready(url: str, **options: Any) -> bool:
     try:
-        return httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200
+        return httpx.get(f"{url}/-/ready", trust_env=False, **options).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -397,6 +405,50 @@ def test_engines_that_it_scrapes_itself(tmp_path: Path) -> None:
             gone.set()
             answer = eventually(now, lambda traffic: isinstance(traffic, StaleTraffic))
             assert len(stale(answer).missing) == 3
+
+
+PASSWORD = "at-the-gate"  # noqa: S105 - of a server on loopback
+HASH = "$2b$04$abcdefghijklmnopqrstuuAwOzDO8j2Fdz/DYwA54.LozYmZ12K6K"
+"""Its bcrypt, at the least cost."""
+
+
+def test_a_server_that_wants_a_password_and_a_certificate(tmp_path: Path) -> None:
+    server, client = made(tmp_path, "server"), made(tmp_path, "client")
+    web = (
+        f"basic_auth_users: {{ballast: '{HASH}'}}\n"
+        f"tls_server_config: {{cert_file: '{server.certificate}', key_file: '{server.key}',"
+        f" client_ca_file: '{client.certificate}', client_auth_type: RequireAndVerifyClientCert}}\n"
+    )
+    username, password = tmp_path / "username", tmp_path / "password"
+    username.write_text("ballast")
+    trust = Trust(authority=server.certificate, certificate=client.certificate, key=client.key)
+    with running(
+        tmp_path, "global: {}\n", web=web, verify=trust.context(), auth=("ballast", PASSWORD)
+    ) as url:
+        whole = PrometheusAccess(
+            url=url,
+            username=username,
+            password=password,
+            authority=server.certificate,
+            certificate=client.certificate,
+            key=client.key,
+        )
+
+        def told(access: PrometheusAccess) -> StaleTraffic:
+            servers = PrometheusServers(accesses=(access,))
+            service = PrometheusTraffic(url=url, selector='model_name="m"', servers=servers, namespace="n")
+            return stale(asyncio.run(service.read(now_s=time.time())))
+
+        for text, denied in (("wrong", True), (f"{PASSWORD}\n", False), ("", True), (PASSWORD, False)):
+            password.write_text(text)
+            answer = told(whole)
+            assert answer.denied is denied, answer
+            assert len(answer.missing) == (0 if denied else 3)  # it was asked, and knows no engine
+        assert "HTTP 401" in told(replace(whole, username=None, password=None)).reason
+        for access in (replace(whole, certificate=None, key=None), replace(whole, authority=None)):
+            answer = told(access)
+            assert "TLS: " in answer.reason or "the connection broke" in answer.reason
+            assert not answer.missing
 
 
 def eventually(ask_now: Callable[[], Traffic], holds: Callable[[Traffic], bool]) -> Traffic:

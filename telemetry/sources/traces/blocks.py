@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solver.domain.trace import Floats, Ints, Labels
+from solver.domain.trace import LARGEST_TIME_S, LARGEST_TOKEN_COUNT, Floats, Ints, Labels
 from telemetry.sources.traces.fields import (
     FIRST_YEAR,
     LARGEST_RATE_RPS,
-    LARGEST_TIME_S,
-    LARGEST_TOKEN_COUNT,
     LAST_YEAR,
     Kind,
 )

@@ -9,14 +9,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
+from solver.domain.trace import LARGEST_TIME_S, LARGEST_TOKEN_COUNT
 from telemetry.sources.traces.lines import quoted
 
-LARGEST_TOKEN_COUNT = 10**9
-"""Above it a token count is a slip; it also keeps sums over 10^9 requests inside 64 bits."""
 LARGEST_RATE_RPS = 1e10
 """Above it, more than one request per second for every human, a rate is a slip."""
-LARGEST_TIME_S = 1e10
-"""Above it (317 years) a time is not in seconds; seconds since 1970 are fine."""
 FIRST_YEAR, LAST_YEAR = 1970, 2261  # nanoseconds since 1970 in 64 bits
 
 _TOKENS = re.compile(r"0*([0-9]{1,10})(?:\.0*)?")

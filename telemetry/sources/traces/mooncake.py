@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from solver.domain.errors import InputError
-from solver.domain.trace import PrefixBlocks
-from telemetry.sources.traces.fields import LARGEST_TIME_S, LARGEST_TOKEN_COUNT
+from solver.domain.trace import LARGEST_TIME_S, LARGEST_TOKEN_COUNT, PrefixBlocks
 from telemetry.sources.traces.lines import LineSource, quoted
 from telemetry.sources.traces.rows import Rows
 
