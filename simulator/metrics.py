@@ -182,6 +182,34 @@ def tbt_of(record: RunRecord, requests: Requests, *, per_output_token: bool = Fa
     return tbt_s
 
 
+def inside_limits(
+    record: RunRecord,
+    requests: Requests,
+    slo: Slo,
+    *,
+    alone: Alone | None = None,
+    tbt_per_output_token: bool = False,
+) -> Flags:
+    """Mask of the completed requests that are inside the limits of all targets, percentiles left aside."""
+    values = {
+        SloMetric.TTFT: record.ttft_s,
+        SloMetric.TBT: tbt_of(record, requests, per_output_token=tbt_per_output_token),
+        SloMetric.E2E: record.e2e_s,
+    }
+    inside: Flags = record.completed()
+    for target in slo.targets:
+        value, limit = _against(target, values[target.metric], alone)
+        inside &= ~(value > limit)  # a request without the quantity (NaN) is inside
+    return inside
+
+
+def _against(target: SloTarget, value: Floats, alone: Alone | None) -> tuple[Floats, float]:
+    """Return what a target compares with its limit, and the limit."""
+    if target.limit_s is not None:
+        return value, target.limit_s
+    return value / getattr(alone, f"{target.metric}_s"), target.limit_ratio or math.nan
+
+
 def figures_of(
     record: RunRecord,
     requests: Requests,
@@ -317,12 +345,7 @@ def _judged(
     checks: list[SloCheck] = []
     inside = used.copy()
     for target in slo.targets:
-        value = values[target.metric]
-        if target.limit_s is not None:
-            limit = target.limit_s
-        else:
-            value = value / getattr(alone, f"{target.metric}_s")
-            limit = target.limit_ratio or math.nan
+        value, limit = _against(target, values[target.metric], alone)
         inside &= ~(value > limit)  # a request without the quantity (NaN) is inside
         lost = rejected & (requests.output_tokens > 1) if target.metric is SloMetric.TBT else rejected
         known = value[used]

@@ -53,6 +53,9 @@ class ScenarioPool:
     power_cap_w_per_gpu: float | None = None
     start_s: float = 0.0
     drain_s: float = 0.0
+    longest_prompt_tokens: int | None = None
+    """Routing by length: a request goes to the pools of its model with the least such bound that holds its prompt, and
+    the router chooses among those. None: any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,80 @@ class PowerRules:
     """What the cluster may draw."""
 
     budget_w: float | None = None
-    """Reported against; nothing acts on it."""
+    """Reported against; only a planner with ``caps`` acts on it."""
+    caps: bool = False
+    """The planner caps the GPUs so that all that run, each at its cap, stay within the budget."""
+
+
+class PlannerPolicy(StrEnum):
+    """Who changes the pools while the requests arrive; rules in docs/closed-loop.md."""
+
+    BALLAST = "ballast"
+    STATIC = "static"
+    """Enough for the busiest windows of the trace, all the time: what hindsight would have bought."""
+    HPA = "hpa"
+    """The rule of Kubernetes' horizontal autoscaler on one pool."""
+    ORACLE = "oracle"
+    """Knows the windows to come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateHistory:
+    """Request rates of the time before the trace."""
+
+    file: str
+    """Windows of rates (a path)."""
+    service: str | None = None
+    """Name of the series; None: the only one."""
+    until_s: float | None = None
+    """Second of the file at which the trace begins; nothing from there on is read. None: its end."""
+    scale: float = 1.0
+    """Times which the rates of the file are those of the trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerRules:
+    """How the pools follow the traffic."""
+
+    policy: PlannerPolicy = PlannerPolicy.BALLAST
+    interval_s: float = 30.0
+    """Between two decisions."""
+    start_s: float = 120.0
+    """From the decision to start an instance until it serves; wins over that of the pools."""
+    drain_s: float = 300.0
+    """Longest drain; 0: until the last request is done. Wins over that of the pools."""
+    horizon_s: float | None = None
+    """How far ahead a decision must carry the traffic; None: until the next one is ready, start_s + interval_s."""
+    window_s: float = 120.0
+    """Windows in which rates are forecast."""
+    judged_window_s: float = 600.0
+    """Windows that are judged one by one; what static buys for, and what the oracle knows."""
+    sample_s: float = 30.0
+    """Arrivals are counted over the last so many seconds for the rule that reacts."""
+    stabilisation_s: float = 300.0
+    """A fall counts only when all samples of so long show it."""
+    min_interval_s: float = 300.0
+    """Between changes that only save."""
+    headroom_ratio: float = 0.1
+    change_s: float = 900.0
+    """A change of the mix must earn its start-ups back in so long; 0: start-ups are not counted."""
+    target_ratio: float = 0.7
+    """hpa: how much of what it carries an instance is to be given."""
+    forecast: bool = True
+    violations: float = 0.25
+    """Share of the windows whose rate the forecast capacity may miss."""
+    rehearse: bool = False
+    """Before something is taken away, the last judged window is replayed with the new plan."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """GPUs that may be used, by type; a type that is not named has no limit."""
+    history: RateHistory | None = None
+    sizes: str | None = None
+    """Trace whose request sizes are known at the start (a path, or `SHIPPED_TRACE`)."""
+
+    @property
+    def ahead_s(self) -> float:
+        """Seconds that a decision must look ahead."""
+        return self.start_s + self.interval_s if self.horizon_s is None else self.horizon_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +202,8 @@ class Scenario:
     slo: Slo = field(default_factory=Slo)
     reference: ReferenceInstance | None = None
     power: PowerRules = PowerRules()
+    planner: PlannerRules | None = None
+    """None: the pools are what they are."""
     events: tuple[ScenarioEvent, ...] = ()
     trace: TraceChoice = TraceChoice()
     source: str = "scenario"

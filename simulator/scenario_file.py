@@ -18,7 +18,10 @@ from pydantic.fields import FieldInfo
 from simulator.fleet import EventKind, Links, Overlap, QueueOrder, Role, Router, RouterKind, Scheduler
 from simulator.scenario import (
     SHIPPED_TRACE,
+    PlannerPolicy,
+    PlannerRules,
     PowerRules,
+    RateHistory,
     ReferenceInstance,
     Scenario,
     ScenarioEvent,
@@ -41,6 +44,9 @@ _SHOWN = 60
 # Upper bounds keep sums and squares finite; no real cluster comes near them.
 _Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False, description="a number from 0 to 1e10")]
 _Seconds_above_0 = Annotated[float, Field(gt=0, le=1e10, allow_inf_nan=False)]
+_Between = Annotated[
+    float, Field(ge=1, le=1e6, allow_inf_nan=False, description="a number from 1 to 1e6 seconds")
+]
 _Watts = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 _Bandwidth = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 _Scale = Annotated[
@@ -48,7 +54,7 @@ _Scale = Annotated[
 ]
 _Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 _Count_or_0 = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
-_Instances = Annotated[int, Field(ge=1, le=32_767, description="a whole number from 1 to 32767")]
+_Instances = Annotated[int, Field(ge=0, le=32_767, description="a whole number from 1 to 32767")]
 _Gpus = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
 _Batch = Annotated[int, Field(ge=1, le=8192, description="a whole number from 1 to 8192")]
 _Tokens = Annotated[int, Field(ge=1, le=1 << 20, description="a whole number from 1 to 1048576")]
@@ -84,6 +90,9 @@ class _Pool(_Part):
     )
     start_s: _Seconds = 0.0
     drain_s: _Seconds = 0.0
+    longest_prompt_tokens: _Tokens | None = Field(
+        default=None, description="a whole number of tokens, or null for prompts of any length"
+    )
 
 
 class _StepModel(_Part):
@@ -129,8 +138,8 @@ class _Power(_Part):
     budget_w: _Watts | None = Field(
         default=None, description="watts above 0 (at most 1e12), or null for no budget"
     )
-    policy: Literal["none"] = Field(
-        default="none", description="none (power policies come in a later version)"
+    policy: Literal["none", "caps"] = Field(
+        default="none", description="none, or caps with a budget and a planner"
     )
 
 
@@ -146,6 +155,56 @@ class _Event(_Part):
     value: _Watts | None = Field(
         default=None, description="for a cap, watts per GPU above 0 (at most 1e12), or null to lift it"
     )
+
+
+class _History(_Part):
+    file: _Text = Field(description="a file with windows of rates: model,t_s,rate_rps")
+    service: _Text | None = Field(default=None, description="the name of a series of that file")
+    until_s: _Seconds | None = Field(
+        default=None, description="the second of the file at which the trace begins, or null for its end"
+    )
+    scale: _Scale = 1.0
+
+
+class _Planner(_Part):
+    policy: Literal["ballast", "static", "hpa", "oracle"] = Field(
+        default="ballast", description="one of ballast, static, hpa, oracle"
+    )
+    mode: Literal["auto"] = Field(default="auto", description="auto: decisions are applied")
+    interval_s: _Between = PlannerRules().interval_s
+    start_s: _Seconds = PlannerRules().start_s
+    drain_s: _Seconds = PlannerRules().drain_s
+    horizon_s: _Between | None = Field(
+        default=None, description="a number from 1 to 1e6, or null for start_s + interval_s"
+    )
+    window_s: _Between = PlannerRules().window_s
+    judged_window_s: _Between = PlannerRules().judged_window_s
+    sample_s: _Between = PlannerRules().sample_s
+    stabilisation_s: _Seconds = 300.0
+    min_interval_s: _Seconds = 300.0
+    headroom_ratio: float = Field(
+        default=0.1, ge=0, lt=1, allow_inf_nan=False, description="a number from 0 to below 1"
+    )
+    change_s: _Seconds = PlannerRules().change_s
+    target_ratio: float = Field(
+        default=0.7, gt=0, le=1, allow_inf_nan=False, description="a number above 0, at most 1"
+    )
+    forecast: _Flag = True
+    violations: float = Field(
+        default=PlannerRules().violations,
+        ge=1e-4,
+        le=0.25,
+        allow_inf_nan=False,
+        description="a probability from 0.0001 to 0.25",
+    )
+    rehearse: _Flag = False
+    limits: dict[str, _Count_or_0] = Field(
+        default_factory=dict, description="a number of GPUs for each GPU type, as {H100-SXM: 64}"
+    )
+    history: _History | None = Field(
+        default=None, description="a table as {file: window_rates.csv, service: m-large}, or null"
+    )
+    sizes: _Text | None = Field(default=None, description=f"a trace file, {SHIPPED_TRACE!r}, or null")
 
 
 class _Trace(_Part):
@@ -172,8 +231,8 @@ class _Document(_Part):
         default=None, description="a table as {gpu_type: A100-80-SXM, gpus: 8}, or null"
     )
     power: _Power = Field(default=_Power(), description="a table as {budget_w: 100000}")
-    planner: None = Field(
-        default=None, description="null (planning inside a simulation comes in a later version)"
+    planner: _Planner | None = Field(
+        default=None, description="a table as {interval_s: 60, start_s: 120}, or null"
     )
     events: list[_Event] = Field(default_factory=list, description="a list of events")
     trace: _Trace = Field(default=_Trace(), description="a table as {file: trace.csv}")
@@ -340,7 +399,11 @@ class _Checker:
             for model in given.models
         )
         pools = tuple(self.pool(pool, f"pools[{p}]", models) for p, pool in enumerate(given.pools))
+        for p, pool in enumerate(pools):
+            if pool.count < 1 and given.planner is None:
+                self.fail("got 0", f"pools[{p}].count", "a whole number from 1 to 32767")
         self.roles(models, pools)
+        self.lengths(given, models, pools)
         trace = given.trace
         if trace.duration_s is not None and trace.warm_up_s >= trace.duration_s:
             self.fail(
@@ -378,7 +441,8 @@ class _Checker:
             reference=None
             if reference is None
             else ReferenceInstance(gpu_type=reference.gpu_type, gpus=reference.gpus),
-            power=PowerRules(budget_w=given.power.budget_w),
+            power=self.power(given),
+            planner=None if given.planner is None else self.planner(given.planner, given),
             events=tuple(self.event(event, f"events[{e}]", pools) for e, event in enumerate(given.events)),
             trace=TraceChoice(
                 file=trace.file if trace.file in {None, SHIPPED_TRACE} else self.file(str(trace.file)),
@@ -411,7 +475,37 @@ class _Checker:
             power_cap_w_per_gpu=given.power_cap_w_per_gpu,
             start_s=given.start_s,
             drain_s=given.drain_s,
+            longest_prompt_tokens=given.longest_prompt_tokens,
         )
+
+    def lengths(
+        self, given: _Document, models: Sequence[ScenarioModel], pools: Sequence[ScenarioPool]
+    ) -> None:
+        """Check that prompts of every length find all their phases, and that nothing else sends them elsewhere."""
+        first = next((p for p, pool in enumerate(pools) if pool.longest_prompt_tokens is not None), None)
+        if first is None:
+            return
+        path = f"pools[{first}].longest_prompt_tokens"
+        if given.planner is not None:
+            self.fail("a planner routes by itself", path, "null, or planner: null")
+        if given.step_model.kind == "splitwise-compat":
+            self.fail("splitwise-compat knows no routing by length", path, "null, or another step model")
+        for model in models:
+            roles: dict[int | None, set[Role]] = {}
+            for pool in pools:
+                if pool.model == model.name:
+                    roles.setdefault(pool.longest_prompt_tokens, set()).add(pool.role)
+            if None not in roles:
+                right = "one pool of the model with null"
+                self.fail(f"no pool takes the longest prompts of {model.name!r}", path, right)
+            for p, pool in enumerate(pools):
+                alone = roles.get(pool.longest_prompt_tokens, set()) - {Role.BOTH}
+                if pool.model == model.name and len(alone) == 1 and pool.role in alone:
+                    self.fail(
+                        f"only {pool.role} pools take prompts of this length",
+                        f"pools[{p}].longest_prompt_tokens",
+                        "the same bound for prefill and decode pools that belong together",
+                    )
 
     def roles(self, models: Sequence[ScenarioModel], pools: Sequence[ScenarioPool]) -> None:
         for m, model in enumerate(models):
@@ -430,6 +524,73 @@ class _Checker:
                     f"pools[{first[Role.DECODE]}].role",
                     "a prefill pool of the same model, or role both",
                 )
+
+    def power(self, given: _Document) -> PowerRules:
+        caps = given.power.policy == "caps"
+        if caps and (given.power.budget_w is None or given.planner is None):
+            self.fail(
+                "caps without budget and planner", "power.policy", "budget_w and a planner, or policy: none"
+            )
+        return PowerRules(budget_w=given.power.budget_w, caps=caps)
+
+    def planner(self, given: _Planner, document: _Document) -> PlannerRules:
+        """Check what a planner can work with: prompts of any length, times that fit one another."""
+        for p, pool in enumerate(document.pools):
+            if pool.longest_prompt_tokens is not None:
+                self.fail(
+                    "a planner with a longest prompt",
+                    f"pools[{p}].longest_prompt_tokens",
+                    "null, or planner: null",
+                )
+        if document.events:
+            self.fail("events beside a planner", "events[0]", "events: [], or planner: null")
+        if document.step_model.kind in {"splitwise-compat", "blis-compat"}:
+            self.fail(
+                f"a planner with {document.step_model.kind}", "step_model.kind", "table-kv, physics or fitted"
+            )
+        if document.slo is None:
+            self.fail("missing, and the planner needs an SLO", "slo", "targets as ttft_p99=1.0,tbt_p99=0.05")
+        if given.horizon_s is not None and given.horizon_s <= given.start_s:
+            self.fail(
+                f"{given.horizon_s:g} s, and an instance takes {given.start_s:g} s to start",
+                "planner.horizon_s",
+                "more than start_s",
+            )
+        if given.history is not None and len(document.models) > 1:
+            self.fail("one history for several models", "planner.history", "one model, or history: null")
+        types = {pool.gpu_type for pool in document.pools}
+        for name in given.limits:
+            if name not in types:
+                raise _unknown("GPU type", name, sorted(types), self.place(f"planner.limits.{name}"))
+        history = given.history
+        return PlannerRules(
+            policy=PlannerPolicy(given.policy),
+            interval_s=given.interval_s,
+            start_s=given.start_s,
+            drain_s=given.drain_s,
+            horizon_s=given.horizon_s,
+            window_s=given.window_s,
+            judged_window_s=given.judged_window_s,
+            sample_s=given.sample_s,
+            stabilisation_s=given.stabilisation_s,
+            min_interval_s=given.min_interval_s,
+            headroom_ratio=given.headroom_ratio,
+            change_s=given.change_s,
+            target_ratio=given.target_ratio,
+            forecast=given.forecast,
+            violations=given.violations,
+            rehearse=given.rehearse,
+            limits=dict(given.limits),
+            history=None
+            if history is None
+            else RateHistory(
+                file=self.file(history.file),
+                service=history.service,
+                until_s=history.until_s,
+                scale=history.scale,
+            ),
+            sizes=given.sizes if given.sizes in {None, SHIPPED_TRACE} else self.file(str(given.sizes)),
+        )
 
     def step_model(self, given: _StepModel) -> StepModelChoice:
         kind = None if given.kind is None else StepModelKind(given.kind)

@@ -16,7 +16,7 @@ so that k decode iterations in a row, between two knots, take k (d + s (K - k_j)
 Joules of a decode iteration have the same form; an iteration with prompt chunks draws the watts of its prompts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -90,3 +90,23 @@ class StepTable:
     def max_batch(self) -> int:
         """Largest number of decodes that the table knows."""
         return int(self.decode_s.shape[0]) - 1
+
+    def paced(self, factor: float) -> "StepTable":
+        """Return the table of an instance that takes ``factor`` times as long for everything, at the same watts."""
+        return replace(
+            self,
+            **{
+                name: getattr(self, name) * factor
+                for name in (
+                    "prefill_s",
+                    "context_s",
+                    "pair_s",
+                    "prompt_s",
+                    "decode_s",
+                    "decode_slope_s",
+                    "decode_j",
+                    "decode_slope_j",
+                    "shared_s",
+                )
+            },
+        )

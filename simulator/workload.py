@@ -26,7 +26,7 @@ import numpy as np
 
 from solver.domain.errors import InputError
 from solver.domain.rate_windows import RateWindows
-from solver.domain.trace import Floats, Ints, Requests
+from solver.domain.trace import LARGEST_TIME_S, Floats, Ints, Requests
 
 _CHUNK = 1 << 16
 _GRID = 1 << 14
@@ -204,7 +204,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name, good, right in (
             ("rate_rps", 0 < self.rate_rps < math.inf, "a number above 0"),
-            ("duration_s", 0 < self.duration_s < math.inf, "a number above 0"),
+            ("duration_s", 0 < self.duration_s <= LARGEST_TIME_S, f"above 0, at most {LARGEST_TIME_S:,.0f}"),
             ("cv", _SMALLEST_CV <= self.cv <= _LARGEST_CV, f"from {_SMALLEST_CV:g} to {_LARGEST_CV:g}"),
             ("diurnal_ratio", 0 <= self.diurnal_ratio < 1, "from 0 to below 1"),
             ("diurnal_period_s", 0 < self.diurnal_period_s < math.inf, "a number above 0"),

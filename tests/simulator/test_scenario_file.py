@@ -231,12 +231,17 @@ WRONG = [
     (
         "policy: none",
         "policy: polca",
-        "s.yaml:20: power.policy: got 'polca'; none (power policies come in a later version)",
+        "s.yaml:20: power.policy: got 'polca'; none, or caps with a budget and a planner",
+    ),
+    (
+        "policy: none",
+        "policy: caps",
+        "s.yaml:20: power.policy: caps without budget and planner; budget_w and a planner, or policy: none",
     ),
     (
         "planner: null",
         "planner: {interval_s: 600}",
-        "s.yaml:21: planner: got a table; null (planning inside a simulation comes in a later version)",
+        "s.yaml:23: events[0]: events beside a planner; events: [], or planner: null",
     ),
     ("pool: token", "pool: tokens", "s.yaml:23: events[0].pool: unknown pool 'tokens'; did you mean token?"),
     ("index: 14", "index: 15", "s.yaml:23: events[0].index: got 15, and the pool has 15 instances; 0 to 14"),
