@@ -6,6 +6,7 @@ a leader whose lease may be over. It keeps nothing and decides nothing; watching
 
 import codecs
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import urllib3.exceptions
+import yaml
 from kubernetes import client, config
 
 from controller.resources.kinds import GROUP, VERSION
+from solver.domain.errors import InputError
 
 REQUEST_LIMIT_S = 10.0
 CONTROLLER = "ballast-controller"
@@ -137,6 +140,12 @@ PLANS = Resource(api_version=f"{GROUP}/{VERSION}", kind="Plan", plural="plans")
 EXPERT_PLACEMENTS = Resource(
     api_version=f"{GROUP}/{VERSION}", kind="ExpertPlacement", plural="expertplacements"
 )
+POWER_DOMAINS = Resource(
+    api_version=f"{GROUP}/{VERSION}", kind="PowerDomain", plural="powerdomains", namespaced=False
+)
+NODE_POWERS = Resource(
+    api_version=f"{GROUP}/{VERSION}", kind="NodePower", plural="nodepowers", namespaced=False
+)
 DEPLOYMENTS = Resource(api_version="apps/v1", kind="Deployment", plural="deployments")
 STATEFUL_SETS = Resource(api_version="apps/v1", kind="StatefulSet", plural="statefulsets")
 LEADER_WORKER_SETS = Resource(
@@ -161,18 +170,40 @@ LEADERSHIPS = Resource(api_version=f"{GROUP}/{VERSION}", kind="Leadership", plur
 TARGETS = {resource.kind: resource for resource in (DEPLOYMENTS, STATEFUL_SETS, LEADER_WORKER_SETS)}
 
 
+def _inside(settings: client.Configuration) -> bool:
+    try:
+        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        return False
+    return True
+
+
+def _no_cluster(kubeconfig: str | None, reason: str) -> InputError:
+    return InputError(
+        " ".join(reason.split()).rstrip("."),
+        where=kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config",
+        right="--kubeconfig FILE and --context NAME choose another",
+    )
+
+
 def connect(kubeconfig: str | None = None, context: str | None = None) -> client.ApiClient:
-    """Return a client for the cluster we run in, or for a kubeconfig and a context of it."""
+    """Return a client for the cluster we run in, or for a kubeconfig and a context of it.
+
+    Raises
+    ------
+    InputError
+        If we run in none and there is no kubeconfig, or it cannot be read.
+    """
     settings = client.Configuration()
-    if kubeconfig is None and context is None:
-        try:
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        except config.ConfigException:
-            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    else:
-        config.load_kube_config(  # type: ignore[no-untyped-call]
-            config_file=kubeconfig, context=context, client_configuration=settings
-        )
+    try:
+        if kubeconfig is not None or context is not None or not _inside(settings):
+            config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig, context=context, client_configuration=settings
+            )
+    except config.ConfigException as error:
+        raise _no_cluster(kubeconfig, str(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:  # TypeError: a text, not a mapping
+        raise _no_cluster(kubeconfig, f"not a kubeconfig: {error}") from None
     settings.retries = False
     return client.ApiClient(settings)
 
@@ -348,6 +379,11 @@ class Api:
             body={"apiVersion": resource.api_version, "kind": resource.kind, **body},
             query={"fieldManager": CONTROLLER},
         )
+
+    def delete(self, resource: Resource, namespace: str | None, name: str) -> None:
+        """Delete an object."""
+        self._fence()
+        self.request("DELETE", resource.path(namespace, name))
 
     def replace(self, resource: Resource, namespace: str | None, body: Object) -> Object:
         """Replace an object at the version it was read at."""

@@ -21,8 +21,8 @@ from pathlib import Path
 import structlog
 
 from solver.domain.cluster import ClusterState, ServiceDecision, ServiceState, Stance
-from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan
 from solver.services.decide import DecideOptions, decide
+from solver.services.plan import Known
 
 log = structlog.get_logger(__name__)
 GRACE_S = 5.0
@@ -205,7 +205,7 @@ def _work(pipe: Connection, limits: BrainLimits) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     pipe.send(("ready", None))
     services: dict[str, ServiceState] = {}
-    known: dict[GpuMixInstance, GpuMixPlan] = {}
+    known: Known = {}
     told: dict[str, ServiceDecision] = {}
     while True:
         try:

@@ -13,9 +13,22 @@ PLAN_READY = "PlanReady"
 APPLIED = "Applied"
 ACTUATION_CONFLICT = "ActuationConflict"
 DEGRADED = "Degraded"
+FORECAST_READY = "ForecastReady"
+"""Only where a forecast is wished."""
+REHEARSED = "Rehearsed"
+"""Only where a rehearsal is wished; also on Plans."""
 READY = "Ready"
 """Of a GpuProfile."""
-ORDER = (TELEMETRY_READY, SOLVER_READY, PLAN_READY, APPLIED, ACTUATION_CONFLICT, DEGRADED)
+ORDER = (
+    TELEMETRY_READY,
+    SOLVER_READY,
+    PLAN_READY,
+    APPLIED,
+    ACTUATION_CONFLICT,
+    DEGRADED,
+    FORECAST_READY,
+    REHEARSED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

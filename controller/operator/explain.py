@@ -14,7 +14,9 @@ from controller.operator.conditions import (
     ACTUATION_CONFLICT,
     APPLIED,
     DEGRADED,
+    FORECAST_READY,
     PLAN_READY,
+    REHEARSED,
     SOLVER_READY,
     TELEMETRY_READY,
 )
@@ -30,6 +32,7 @@ from controller.resources.model_service import Mode
 from controller.resources.plan import Phase, PlanSpec
 from solver.domain.cluster import ServiceState
 from solver.domain.errors import InputError
+from solver.domain.fleet import Role
 from solver.domain.gpu_mix import RequestBucket
 from solver.services.explain import Explanation, ServiceLimits, explain_service
 from solver.services.settle import Standing, settle
@@ -48,6 +51,10 @@ WORDS: Mapping[tuple[str, str], str] = {
     (ACTUATION_CONFLICT, "False"): "nobody else scales its targets",
     (DEGRADED, "True"): "something does not work as it should",
     (DEGRADED, "False"): "nothing is degraded",
+    (FORECAST_READY, "True"): "plans are made for what is forecast",
+    (FORECAST_READY, "False"): "plans are made for the largest rate of late, not for a forecast",
+    (REHEARSED, "True"): "the SLO is kept with the plan, simulated on the last window of traffic",
+    (REHEARSED, "False"): "the SLO would be kept less with the plan than with what runs",
 }
 BY_REASON: Mapping[str, str] = {
     "Paused": "nothing is changed now",
@@ -55,6 +62,9 @@ BY_REASON: Mapping[str, str] = {
     "WaitingForApproval": "the plan waits for approval",
     "Applying": "the plan is being applied",
     "Failed": "the plan could not be applied",
+    "HeldByRehearsal": "the plan is held back; what runs stays",
+    "Rehearsing": "what runs and what is planned are being simulated",
+    "NoRehearsalNeeded": "the plan takes nothing away, or was needed at once",
 }
 """What conditions mean where the reason says more than the status."""
 SOLVER_ADVICE: Mapping[str, str] = {
@@ -63,6 +73,8 @@ SOLVER_ADVICE: Mapping[str, str] = {
     "BucketUnservable": "add rows of that size to a GpuProfile (or modelled: true), loosen spec.slo, or add a"
     " variant on faster GPUs",
     "GpuLimit": "add GPU nodes, add a variant on other GPUs, or lower headroomRatio or survive",
+    "KvTransfer": "let more replicas of prefill and decode variants fit, correct kvLinkGbytesPerSecond of the"
+    " GpuProfiles, or add a variant of role both",
     "ReplicaLimit": "raise maxReplicas, add GPU nodes, or add a variant on other GPUs",
     "Survive": "lower survive, or let more replicas fit",
     "Combination": "give way in one of the named limits",
@@ -97,6 +109,8 @@ class Story:
     current_cost_usd_per_h: float | None
     demand_rps: float | None
     """As the operator saw it last."""
+    forecast: Mapping[str, Any] | None
+    """status.forecast: the rate that plans are made for, with rule and quantile, where a forecast is wished."""
     traffic_from: str
     """Where the traffic of the explanation comes from: spec, plan, or empty."""
     explanation: Explanation | None
@@ -213,6 +227,7 @@ class Explainer:
             view=view,
             current_cost_usd_per_h=None if view.state is None else view.state.cost_usd_per_h,
             demand_rps=((view.body.get("status") or {}).get("demand") or {}).get("requestsPerSecond"),
+            forecast=(view.body.get("status") or {}).get("forecast"),
             traffic_from=source,
             explanation=explanation,
             best_now=best_now,
@@ -268,7 +283,7 @@ class Explainer:
             found.replicas,
             Standing(
                 replicas=standing,
-                same_wish=plan.spec.model_service_ref.generation == view.generation,
+                same_wish=plan.spec.generation == view.generation,
                 since_s=self.now() - parse_time(plan.spec.made_at),
                 reached=plan.current.phase is Phase.APPLIED,
             ),
@@ -278,7 +293,7 @@ class Explainer:
             min_interval_s=spec.change.min_interval_seconds,
         )
         named = ", ".join(
-            f"{variant.name} {count}" for variant, count in zip(state.variants, found.replicas, strict=True)
+            f"{variant.named} {count}" for variant, count in zip(usable(view), found.replicas, strict=True)
         )
         why = "the next plan should bring it: " if verdict.replace else ""
         return f"for the same traffic the best would now be {named} ({why}{verdict.why})"
@@ -299,6 +314,8 @@ def _traffic(entry: tuple[Mapping[str, Any], Any, str], plan: Any) -> tuple[Traf
         return stated(told, at=""), "spec"
     rates: dict[tuple[float, float], float] = {}
     for route in plan.spec.routing if plan is not None else ():
+        if route.role is Role.DECODE:
+            continue  # the same requests, after their prefill
         size = (route.input_tokens, route.output_tokens)
         if route.requests_per_second is None:
             return Traffic(), ""
@@ -373,6 +390,8 @@ def _advice(view: ServiceView, conditions: Sequence[Words]) -> list[Advice]:
         )
     elif applied is not None and applied.reason == "Applying":
         found.append(Advice(text="nothing: the plan is being applied, step by step"))
+    elif applied is not None and applied.reason == "HeldByRehearsal" and view.plan is not None:
+        found += _held(view, known.get(REHEARSED))
     elif view.spec is not None and view.spec.mode is Mode.OBSERVE:
         patch = '{"spec":{"mode":"Recommend"}}'
         found.append(
@@ -393,6 +412,19 @@ def _advice(view: ServiceView, conditions: Sequence[Words]) -> list[Advice]:
             Advice(text="see why replicas are not ready", command=f"kubectl get pods -n {space} -o wide")
         )
     return found or [Advice(text="nothing: all is as planned")]
+
+
+def _held(view: ServiceView, rehearsed: Words | None) -> list[Advice]:
+    """Say what can be done about a plan that its rehearsal holds back."""
+    if view.plan is None or rehearsed is None or rehearsed.reason == "Rehearsing":
+        return [Advice(text="nothing: the plan is being rehearsed")]
+    space, name = view.key
+    command = f"kubectl annotate -n {space} plan/{name} --overwrite {APPROVED}={view.plan.spec.digest}"
+    if rehearsed.status == "False":
+        text = "nothing: what runs stays, and other traffic is rehearsed anew; to apply the plan all the same"
+    else:
+        text = "mend what keeps it from being rehearsed, or set rehearsal.strict to false; to apply it all the same"
+    return [Advice(text=text, command=command)]
 
 
 def _pauses(view: ServiceView) -> list[Advice]:

@@ -29,6 +29,7 @@ def follow(metrics: Metrics, standing: Callable[[], Standing]) -> None:
     metrics.ready.rows = lambda: _ready(standing())
     metrics.cost.rows = lambda: _cost(standing())
     metrics.demand.rows = lambda: _demand(standing())
+    metrics.forecast.rows = lambda: _forecast(standing())
     metrics.telemetry_age.rows = lambda: _telemetry_age(standing(), time.time())
     metrics.gap.rows = lambda: _gap(standing())
     metrics.plan_age.rows = lambda: _plan_age(standing(), time.time())
@@ -70,6 +71,14 @@ def _demand(standing: Standing) -> Iterator[Row]:
     for key, view in standing.views.items():
         if view.traffic.rate_rps is not None:
             yield key, view.traffic.rate_rps
+
+
+def _forecast(standing: Standing) -> Iterator[Row]:
+    """Rates of services that have a forecast to go by."""
+    for key, view in standing.views.items():
+        found = view.traffic.forecast
+        if found is not None and not found.fallback:
+            yield key, found.rate_rps
 
 
 def _telemetry_age(standing: Standing, now_s: float) -> Iterator[Row]:

@@ -89,7 +89,7 @@ class Election:
     def _try(self) -> bool:
         """Take or renew the lease; returns whether it is ours."""
         lease = self.api.get(LEASES, self.namespace, LEASE_NAME)
-        now = _stamp()
+        now = stamp()
         if lease is None:
             first = {
                 "holderIdentity": self.identity,
@@ -153,12 +153,13 @@ class Election:
         try:
             lease = self.api.get(LEASES, self.namespace, LEASE_NAME)
             if lease is not None and lease["spec"].get("holderIdentity") == self.identity:
-                lease["spec"] = {**lease["spec"], "holderIdentity": "", "renewTime": _stamp()}
+                lease["spec"] = {**lease["spec"], "holderIdentity": "", "renewTime": stamp()}
                 self.api.replace(LEASES, self.namespace, lease)
                 log.info("handed over")
         except ApiError as error:
             log.warning("handing over failed; the others wait for the lease to end", error=str(error))
 
 
-def _stamp() -> str:
+def stamp() -> str:
+    """Return now as Leases write it."""
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -5,6 +5,7 @@ is observed, never from what an earlier round remembers; memory is only used not
 leader alone and writes through an `Api` that refuses to write for anybody else.
 """
 
+import math
 import threading
 import time
 import uuid
@@ -33,6 +34,7 @@ from controller.operator.inventory import Inventory
 from controller.operator.notices import Notices
 from controller.operator.plans import standing_replicas, write_plan
 from controller.operator.profile_status import profile_status
+from controller.operator.rehearsal.hold import Rehearsals
 from controller.operator.rollout import Actuation, bring_forward, supersede
 from controller.operator.status import Progress, status_of, unchanged
 from controller.operator.targets import release
@@ -44,12 +46,10 @@ from controller.resources.kinds import API_VERSION
 from controller.resources.model_service import Mode
 from controller.resources.plan import Action, Phase, PlanSpec
 from solver.domain.cluster import ClusterState, GpuPool, ServiceDecision, ServiceState, Stance
-from solver.services.settle import Standing, added, restated, settle
+from solver.services.settle import MEASURED_SLACK_RATIO, Standing, added, restated, settle
 from solver.services.steps import plan_steps
 
 log = structlog.get_logger(__name__)
-MEASURED_SLACK_RATIO = 0.5
-"""Measured traffic may use half of the headroom before more capacity is called for."""
 MOST_DEBOUNCES = 2.0
 """A change waits for a quiet moment no longer than so many debounce times."""
 FAILED_WAIT_S = 60.0
@@ -82,6 +82,13 @@ class Backoff:
     until_s: float = 0.0
     why: str = ""
 
+    def failed(self, *, first_s: float) -> float:
+        """Wait twice as long as the last time, but not for ever; returns the seconds."""
+        wait_s = min(MOST_BACKOFF_S, first_s * math.pow(2.0, min(self.times, 20)))
+        self.times += 1
+        self.until_s = time.monotonic() + wait_s
+        return wait_s
+
 
 @dataclass(slots=True, kw_only=True)
 class PlanWrite:
@@ -94,15 +101,15 @@ class PlanWrite:
     written: PlanSpec | None = None
     events: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def done(self) -> ApiError | None:
-        """Write; return what the server says against it."""
+    def done(self) -> Exception | None:
+        """Write; return what stood against it."""
         try:
             if self.body is not None:
                 answer = self.act.api.apply(PLANS, self.body, manager=CONTROLLER, force=True)
                 self.act.world.put(PLANS.kind, answer)
             else:
                 bring_forward(self.view, replace(self.act, event=lambda *said: self.events.append(said)))
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001 - told by `Loop._back_off`
             return error
         return None
 
@@ -120,6 +127,7 @@ class Loop:
     """Traffic of services by key, from their specs."""
     settings: LoopSettings
     epoch: Callable[[], int]
+    rehearsals: Rehearsals = field(default_factory=Rehearsals)
     on_plan: Callable[..., None] = lambda *_args, **_kwargs: None
     on_step: Callable[..., None] = lambda *_args, **_kwargs: None
     on_round: Callable[..., None] = lambda *_args, **_kwargs: None
@@ -173,9 +181,13 @@ class Loop:
         """Until the next look if nothing happens: soon while something is under way, else a plan interval."""
         if self._dirty_since_s is not None:
             return 0.2
-        if self._under_way or self._backoffs or self.brain.setbacks:
-            return min(2.0, self.settings.plan_interval_s)
-        return self.settings.plan_interval_s
+        naps_s = [self.settings.plan_interval_s]
+        if self._under_way or self.brain.setbacks:
+            naps_s.append(2.0)
+        now_s = time.monotonic()
+        # one whose time has come and who is not tried again (it is paused, or well) keeps nobody awake
+        naps_s += [max(0.2, b.until_s - now_s) for b in self._backoffs.values() if b.until_s > now_s]
+        return min(naps_s)
 
     def once(self) -> None:
         """One round."""
@@ -205,6 +217,7 @@ class Loop:
         moving = {Phase.APPROVED, Phase.APPLYING}
         self._under_way = any(v.plan is not None and v.plan.current.phase in moving for v in views.values())
         free = self._free(views, inventory)
+        self.rehearsals.begin(views, self._decided, inventory.gpus)
         writes: list[PlanWrite] = []
         for view in views.values():
             progress[view.key] = self._advance(view, inventory, free, writes, now=now, now_s=now_s)
@@ -214,6 +227,7 @@ class Loop:
             self._release(specs, owners)
         self._statuses(views, progress, now)
         self._profiles(specs, inventory, now)
+        self._forget_gone(views)
 
     # -- what there is ------------------------------------------------------------------------------------------
 
@@ -323,16 +337,19 @@ class Loop:
                     writes.append(job)
                     return progress
                 refused = job
-            waits_for = ""
+            waits_for = held_back = ""
             if self._plan_is_current(view) and view.plan is not None:
                 if not view.plan.spec.steps and view.plan.current.phase not in ENDED:
                     writes.append(PlanWrite(view=view, act=act))  # it takes no GPUs: nobody hangs on it
                     return replace(progress, refused=refused)
-                waits_for = bring_forward(view, act)
-        except ApiError as error:
+                held_back = self.rehearsals.hold(view, act)
+                plan = self.views.plan(view.key)
+                now_view = view if plan is view.plan else replace(view, plan=plan)
+                waits_for = "" if held_back else bring_forward(now_view, act)
+        except Exception as error:  # noqa: BLE001 - one service's trouble is nobody else's
             return replace(progress, waits_for=self._back_off(view, error))
         self._backoffs.pop(view.name, None)
-        return replace(progress, refused=refused, waits_for=waits_for)
+        return replace(progress, refused=refused, waits_for=waits_for, held_back=held_back)
 
     def _plan_is_current(self, view: ServiceView) -> bool:
         """Whether the view's Plan is the one in the cluster (not just replaced by us)."""
@@ -354,12 +371,20 @@ class Loop:
                 self.notices.event(view, "Normal", "PlanMade", f"Plan {write.written.digest}: {first}")
                 self.on_step(view, -1, "planned", write.written)
 
-    def _back_off(self, view: ServiceView, error: ApiError) -> str:
-        """Let a service wait after a write that failed; returns what its owner should know of it."""
+    def _back_off(self, view: ServiceView, error: Exception) -> str:
+        """Let a service wait after something failed; returns what its owner should know of it."""
         backoff = self._backoffs.setdefault(view.name, Backoff())
-        backoff.times += 1
-        wait_s = 0.2 if error.passing else min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
-        backoff.until_s = time.monotonic() + wait_s
+        wait_s = backoff.failed(first_s=1.0)
+        if isinstance(error, ApiError) and error.passing:
+            wait_s = 0.2
+            backoff.until_s = time.monotonic() + wait_s
+        if not isinstance(error, ApiError):
+            log.error("service failed", service=view.name, again_in_s=wait_s, exc_info=error)
+            backoff.why = (
+                f"an internal error ({type(error).__name__}), see the controller's log; others go on"
+            )
+            self.notices.event(view, "Warning", "InternalError", backoff.why)
+            return backoff.why
         log.warning("write", service=view.name, code=error.code, error=str(error), again_in_s=wait_s)
         if not error.passing:
             backoff.why = f"a write was refused: {error}"
@@ -396,7 +421,7 @@ class Loop:
             decision.replicas,
             Standing(
                 replicas=old,
-                same_wish=plan is not None and plan.spec.model_service_ref.generation == view.generation,
+                same_wish=plan is not None and plan.spec.generation == view.generation,
                 since_s=since_s,
                 reached=status is not None and status.phase is Phase.APPLIED,
             ),
@@ -462,6 +487,8 @@ class Loop:
             "spec": written.written(),
         }
         known = self.world.get(PLANS.kind, view.key)
+        if known is not None and known["spec"].get("experts"):
+            return f"Plan {view.key[1]} is that of an ExpertPlacement: one of the two needs another name"
         version = ABSENT if known is None else str(known["metadata"]["resourceVersion"])
         body["metadata"]["resourceVersion"] = version if plan is None else plan.version
         return PlanWrite(view=view, act=act, body=body, written=written)
@@ -507,8 +534,7 @@ class Loop:
                 try:
                     body = release(self.api, target)
                 except ApiError as error:
-                    backoff.times += 1
-                    backoff.until_s = time.monotonic() + min(MOST_BACKOFF_S, 0.2 * 2**backoff.times)
+                    backoff.failed(first_s=0.4)
                     log.warning("release", target=target.key[1], error=str(error))
                     continue
                 self._backoffs.pop(f"release {kind} {target.key}", None)
@@ -525,17 +551,19 @@ class Loop:
             known = self._written.get(key)
             if known is not None and known[1] is view and known[2] == progress[key]:
                 continue
-            status = status_of(view, progress[key], now=now)
+            backoff = self._backoffs.get(f"status {key}")
+            if backoff is not None and time.monotonic() < backoff.until_s:
+                continue
+            try:
+                status = status_of(view, progress[key], now=now)
+            except Exception as trouble:  # noqa: BLE001 - one service's trouble is nobody else's
+                self._status_failed(view, trouble)
+                continue
             if unchanged(status, view.body.get("status") or {}):
                 self._written[key] = inputs
+                self._backoffs.pop(f"status {key}", None)
                 continue
-            backoff = self._backoffs.get(f"status {key}")
-            if backoff is None or time.monotonic() >= backoff.until_s:
-                jobs.append((view, status, inputs))
-        for gone in self._written.keys() - views.keys():
-            del self._written[gone]
-            for name in (f"{gone[0]}/{gone[1]}", f"status {gone}"):
-                self._backoffs.pop(name, None)
+            jobs.append((view, status, inputs))
         errors = list(self._pool.map(self._write_status, jobs))
         for (view, _, _), error in zip(jobs, errors, strict=True):
             if error is None:
@@ -543,12 +571,32 @@ class Loop:
             elif error.passing or error.code == 404:
                 continue
             elif error.code in REFUSED:
-                backoff = self._backoffs.setdefault(f"status {view.key}", Backoff())
-                backoff.times += 1
-                backoff.until_s = time.monotonic() + min(MOST_BACKOFF_S, 0.5 * 2**backoff.times)
-                log.warning("status", service=view.name, code=error.code, error=str(error))
+                self._status_failed(view, error)
             else:
                 raise error
+
+    def _forget_gone(self, views: Mapping[Key, ServiceView]) -> None:
+        """Let go of what is remembered of services and targets that are gone: it would also keep naps short."""
+        for key in self._written.keys() - views.keys():
+            del self._written[key]
+        names = {view.name for view in views.values()}
+        for kept in (self._failures, self.brain.setbacks):
+            for name in kept.keys() - names:
+                del kept[name]
+        if self._backoffs:
+            waits = names | {f"status {key}" for key in views}
+            waits |= {f"release {kind} {key}" for kind in TARGETS for key in self.world.all(kind)}
+            for name in self._backoffs.keys() - waits:
+                del self._backoffs[name]
+
+    def _status_failed(self, view: ServiceView, error: Exception) -> None:
+        """Let a service's status wait."""
+        backoff = self._backoffs.setdefault(f"status {view.key}", Backoff())
+        backoff.failed(first_s=1.0)
+        if isinstance(error, ApiError):
+            log.warning("status", service=view.name, code=error.code, error=str(error))
+        else:
+            log.error("status failed", service=view.name, exc_info=error)
 
     def _profiles(self, specs: Mapping[Key, Any], inventory: Inventory, now: str) -> None:
         """Say on each GpuProfile what it stands for; several installations would say it differently, without end."""

@@ -50,10 +50,37 @@ class Metrics:
     ready: Table = field(init=False)
     cost: Table = field(init=False)
     demand: Table = field(init=False)
+    forecast: Table = field(init=False)
     telemetry_age: Table = field(init=False)
     leader: Gauge = field(init=False)
     pool: Table = field(init=False)
     store_ready: Gauge = field(init=False)
+    rehearsal_runs: Counter = field(init=False)
+    rehearsal_seconds: Histogram = field(init=False)
+    rehearsal_attainment: Table = field(init=False)
+    rehearsal_waiting: Table = field(init=False)
+    expert_objective: Table = field(init=False)
+    expert_lower_bound: Table = field(init=False)
+    expert_gap: Table = field(init=False)
+    expert_balance: Table = field(init=False)
+    expert_moved: Table = field(init=False)
+    expert_net_gain: Table = field(init=False)
+    expert_load_age: Table = field(init=False)
+    expert_solve: Table = field(init=False)
+    expert_condition: Table = field(init=False)
+    power_watts: Table = field(init=False)
+    power_budget: Table = field(init=False)
+    power_theta: Table = field(init=False)
+    power_worst_theta: Table = field(init=False)
+    power_worst: Table = field(init=False)
+    power_full: Table = field(init=False)
+    power_nodes: Table = field(init=False)
+    power_brakes: Table = field(init=False)
+    power_sample_age: Table = field(init=False)
+    power_cap: Table = field(init=False)
+    power_capped: Table = field(init=False)
+    power_condition: Table = field(init=False)
+    power_round: Table = field(init=False)
 
     def __post_init__(self) -> None:
         registry = self.registry
@@ -84,6 +111,9 @@ class Metrics:
         )
         self.cost = Table("ballast_cost_usd_per_hour", "Cost of what runs.", service, registry=registry)
         self.demand = Table("ballast_demand_rps", "Requests per second.", service, registry=registry)
+        self.forecast = Table(
+            "ballast_forecast_rps", "Requests per second planned for by forecast.", service, registry=registry
+        )
         self.telemetry_age = Table(
             "ballast_telemetry_age_seconds",
             "Age of the last sample.",
@@ -98,6 +128,71 @@ class Metrics:
             registry=registry,
         )
         self.store_ready = Gauge("ballast_store_ready", "1 while history can be written.", registry=registry)
+
+        self._of_rehearsals(registry)
+        self._of_experts(registry)
+        self._of_power(registry)
+
+    def _of_rehearsals(self, registry: CollectorRegistry) -> None:
+        self.rehearsal_runs = Counter(
+            "ballast_rehearsal_runs_total",
+            "Plans that were rehearsed, by what came of it.",
+            ("reason",),
+            registry=registry,
+        )
+        self.rehearsal_seconds = Histogram(
+            "ballast_rehearsal_duration_seconds", "One rehearsal.", registry=registry, buckets=SECONDS
+        )
+        self.rehearsal_attainment = Table(
+            "ballast_rehearsal_attainment_ratio",
+            "Share of the requests inside the SLO in the last rehearsal.",
+            ("namespace", "name", "fleet"),
+            registry=registry,
+        )
+        self.rehearsal_waiting = Table(
+            "ballast_rehearsal_waiting", "Plans that wait for their rehearsal.", registry=registry
+        )
+
+    def _of_experts(self, registry: CollectorRegistry) -> None:
+        def table(name: str, documentation: str, *labels: str) -> Table:
+            name = f"ballast_expert_{name}"
+            return Table(name, documentation, ("namespace", "name", *labels), registry=registry)
+
+        self.expert_objective = table("objective_seconds", "Time per window of the map decided on.")
+        self.expert_lower_bound = table("lower_bound_seconds", "No map takes less.")
+        self.expert_gap = table("gap_ratio", "Proved gap of the map.")
+        self.expert_balance = table("balance_max_ratio", "Fullest GPU over the mean, in the worst layer.")
+        self.expert_moved = table("moved_ratio", "Part of all holdings that the last decision moves.")
+        self.expert_net_gain = table("net_gain_seconds", "What the last move brings, less what it costs.")
+        self.expert_load_age = table("load_age_seconds", "Age of the last recording that was read.")
+        self.expert_solve = table("solve_seconds", "How long the last solve took.")
+        self.expert_condition = table("condition", "1 while a condition is true, 0 while false.", "condition")
+
+    def _of_power(self, registry: CollectorRegistry) -> None:
+        def table(name: str, documentation: str, *labels: str) -> Table:
+            return Table(f"ballast_power_{name}", documentation, ("domain", *labels), registry=registry)
+
+        self.power_watts = table("watts", "Draw of the last window.")
+        self.power_budget = table("budget_watts", "Budget now.")
+        self.power_theta = table("theta_ratio", "Thermal state of the breaker.")
+        self.power_worst_theta = table("worst_theta_ratio", "The warmest it can get before an order acts.")
+        self.power_worst = table("worst_watts", "Worst case of the clocks in force and under way.")
+        self.power_full = table("full_watts", "Largest draw without caps.")
+        self.power_nodes = table("nodes", "Servers that count.")
+        self.power_brakes = table("brakes", "Brakes pulled by this leader.")
+        self.power_sample_age = table("sample_age_seconds", "Age of the last sample.")
+        self.power_cap = table("cap_mhz", "Highest clock ordered.", "class")
+        self.power_capped = table("capped_seconds", "Time below the highest clock, by this leader.", "class")
+        self.power_condition = table("condition", "1 while a condition is true, 0 while false.", "condition")
+        self.power_round = Table(
+            "ballast_power_round_seconds", "How long the last round of all domains took.", registry=registry
+        )
+
+    def rehearsed(self, reason: str, seconds: float) -> None:
+        """Record a rehearsal; one that came to nothing took no time worth noting."""
+        self.rehearsal_runs.labels(reason).inc()
+        if seconds > 0.0:
+            self.rehearsal_seconds.observe(seconds)
 
     def solved(self, decisions: tuple[ServiceDecision, ...] | None, seconds: float) -> None:
         """Record a decision."""

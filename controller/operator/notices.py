@@ -7,7 +7,8 @@ written is dropped; nothing waits for it.
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 from typing import Any
@@ -20,6 +21,8 @@ from controller.operator.world import Target
 
 QUIET_S = 600.0
 MOST_WAITING = 1000
+MOST_TOLD = 20_000
+"""Events of the last ten minutes that are remembered; beyond it the oldest may be told again."""
 log = structlog.get_logger(__name__)
 
 
@@ -30,8 +33,11 @@ class Notices:
     api: Api
     instance: str
     stopping: threading.Event = field(default_factory=threading.Event)
+    clock: Callable[[], float] = time.monotonic
     _queue: "Queue[tuple[str, Object]]" = field(default_factory=lambda: Queue(MOST_WAITING))
-    _seen: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    _told_s: OrderedDict[tuple[str, str, str], float] = field(default_factory=OrderedDict)
+    """By uid, reason and message: when, the oldest first. Messages name digests, so few ever come again."""
+    _telling: threading.Lock = field(default_factory=threading.Lock)
 
     def event(self, view: ServiceView, type_: str, reason: str, message: str) -> None:
         """Tell of a ModelService."""
@@ -69,16 +75,13 @@ class Notices:
         self._tell(regarding, type_, reason, message)
 
     def _tell(self, regarding: Mapping[str, Any], type_: str, reason: str, message: str) -> None:
-        key = (str(regarding["uid"]), reason, message)
-        now_s = time.monotonic()
-        if now_s - self._seen.get(key, float("-inf")) < QUIET_S:
+        if not self._is_news((str(regarding["uid"]), reason, message)):
             return
-        if len(self._seen) > 20_000:
-            self._seen = {k: at for k, at in self._seen.items() if now_s - at < QUIET_S}
-        self._seen[key] = now_s
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+        # Events of what has no namespace are looked for in this one.
+        namespace = str(regarding["namespace"]) or "default"
         body: Object = {
-            "metadata": {"name": f"ballast.{uuid.uuid4().hex[:16]}", "namespace": regarding["namespace"]},
+            "metadata": {"name": f"ballast.{uuid.uuid4().hex[:16]}", "namespace": namespace},
             "eventTime": stamp,
             "reportingController": "ballast.dev/controller",
             "reportingInstance": self.instance[:128],
@@ -86,12 +89,26 @@ class Notices:
             "reason": reason,
             "type": type_,
             "note": message[:1024],
-            "regarding": dict(regarding),
+            "regarding": {field: value for field, value in regarding.items() if value},
         }
         try:
-            self._queue.put_nowait((str(regarding["namespace"]), body))
+            self._queue.put_nowait((namespace, body))
         except Full:
             log.warning("an event is dropped", reason=reason)
+
+    def _is_news(self, key: tuple[str, str, str]) -> bool:
+        """Note that something is told, unless it was of late; what was told long ago is forgotten."""
+        now_s = self.clock()
+        with self._telling:  # several loops tell
+            while self._told_s:
+                oldest_s = next(iter(self._told_s.values()))
+                if now_s - oldest_s < QUIET_S and len(self._told_s) < MOST_TOLD:
+                    break
+                self._told_s.popitem(last=False)
+            if key in self._told_s:
+                return False
+            self._told_s[key] = now_s
+            return True
 
     def run(self) -> None:
         """Write events until stopped."""

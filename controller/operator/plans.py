@@ -8,10 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from controller.operator.views import PlanView, ServiceView, VariantView
+from controller.operator.variants import VariantView
+from controller.operator.views import PlanView, ServiceView
 from controller.resources.model_service import Mode
 from controller.resources.plan import Action, Phase, PlanSpec, Route, ServiceRef, Step, Wanted
 from solver.domain.cluster import ServiceDecision, ServiceState
+from solver.domain.fleet import Role
 from solver.services.steps import Rollout, RolloutStep, StepKind
 
 ACTIONS = {
@@ -41,7 +43,12 @@ def write_plan(
         raise ValueError(f"{view.name} has no plan to write")
     variants = usable(view)
     desired = tuple(
-        Wanted(variant=variant.spec.name, target_ref=variant.spec.target_ref, replicas=count)
+        Wanted(
+            variant=variant.spec.name,
+            role=_role(variant),
+            target_ref=variant.spec.target_ref,
+            replicas=count,
+        )
         for variant, count in zip(variants, decision.replicas, strict=True)
     )
     steps = _steps(view, rollout, decision.replicas)
@@ -61,6 +68,7 @@ def write_plan(
                 input_tokens=state.buckets[bucket].input_tokens or 0.0,
                 output_tokens=state.buckets[bucket].output_tokens or 0.0,
                 variant=variants[config].spec.name,
+                role=_role(variants[config]),
                 share=round(share, 6),
                 requests_per_second=round(state.buckets[bucket].rate_rps * share, 6),
             )
@@ -80,20 +88,27 @@ def _steps(view: ServiceView, rollout: Rollout, replicas: Sequence[int]) -> tupl
         while place and rollout.steps[place - 1].kind is not StepKind.SCALE_UP:
             place -= 1
         moves.insert(place, None)
+    entered = [v for v, variant in enumerate(variants) if variant.spec.role is not Role.DECODE] or [0]
     steps = []
     for index, move in enumerate(moves):
-        which = replicas.index(max(replicas)) if move is None else move.variant
+        which = max(entered, key=lambda v: replicas[v]) if move is None else move.variant
         steps.append(
             Step(
                 index=index,
                 target_ref=variants[which].spec.target_ref,
                 variant=variants[which].spec.name,
+                role=_role(variants[which]),
                 from_replicas=replicas[which] if move is None else move.from_replicas,
                 to_replicas=replicas[which] if move is None else move.to_replicas,
                 action=Action.SHIFT if move is None else ACTIONS[move.kind],
             )
         )
     return tuple(steps)
+
+
+def _role(variant: VariantView) -> Role | None:
+    """Return what a Plan says of a variant's role: nothing where it serves whole requests."""
+    return None if variant.spec.role is Role.BOTH else variant.spec.role
 
 
 def digest_of(uid: str, solve_id: str, desired: Sequence[Wanted], steps: Sequence[Step]) -> str:
@@ -124,6 +139,11 @@ def _reasons(
             f"{state.rate_rps:.3g} requests/s within ttft_p{spec.slo.percentile}={spec.slo.ttft_seconds:g}"
             f" and tbt_p{spec.slo.percentile}={spec.slo.tbt_seconds:g} s, {spec.headroom_ratio:.0%} to spare"
         )
+    if state.splits and decision.replicas is not None:
+        told = ", ".join(f"{v.named} {n}" for v, n in zip(usable(view), decision.replicas, strict=True))
+        reasons.append(f"prompts and what follows are planned apart: {told}")
+    if view.unlimited:
+        reasons.append(view.unlimited)
     if decision.cost_usd_per_h is not None:
         reasons.append(
             f"costs {decision.cost_usd_per_h:.2f} US$/h, what is asked for now {state.cost_usd_per_h:.2f}"

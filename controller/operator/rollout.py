@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.operator.api import PLANS, STATUS, Api, Object
+from controller.operator.conditions import Finding, written
 from controller.operator.plans import is_approved, step_of, usable
 from controller.operator.route import shift
 from controller.operator.targets import scale
@@ -16,6 +17,7 @@ from controller.operator.times import parse_time
 from controller.operator.views import PlanView, ServiceView
 from controller.operator.world import World
 from controller.resources.plan import Action, Phase, PlanStatus
+from controller.resources.schema import Condition
 from solver.services.steps import Move, next_move
 
 STEP_LIMIT_S = 1800.0
@@ -135,6 +137,17 @@ def supersede(view: ServiceView, act: Actuation, why: str) -> None:
     plan = view.plan
     if plan is not None and plan.current.phase not in {Phase.APPLIED, Phase.FAILED, Phase.SUPERSEDED}:
         _write(view, act, _changed(plan.current, phase=Phase.SUPERSEDED, message=why))
+
+
+def note(view: ServiceView, act: Actuation, finding: Finding) -> None:
+    """Say something of a Plan on itself, as a condition; it stays where it is."""
+    plan = view.plan
+    if plan is None:
+        return
+    before = [condition.written() for condition in plan.current.conditions]
+    found = written([finding], before, generation=view.generation, now=act.now)
+    conditions = tuple(Condition.model_validate(condition) for condition in found)
+    _write(view, act, _changed(plan.current, conditions=conditions))
 
 
 def _fail(view: ServiceView, act: Actuation, status: PlanStatus, why: str) -> str:

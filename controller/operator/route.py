@@ -6,19 +6,26 @@ nothing else, on the version it read; backends that are no variant of the servic
 
 from controller.operator.api import HTTP_ROUTES, Api, Object
 from controller.operator.views import ServiceView
+from solver.domain.fleet import Role
 
 WHOLE = 1000
 """Weights of all variants sum to about this."""
 
 
 def wanted_weights(view: ServiceView) -> dict[str, int]:
-    """Return the weight of each variant's Service from the planned requests per second."""
+    """Return the weight of each variant's Service from the planned requests per second.
+
+    Requests arrive at prefill replicas and at those that serve whole requests; decode replicas get theirs from prefill
+    replicas, never from the HTTPRoute: the weight of their Service, should one be named, is 0.
+    """
     plan, spec = view.plan, view.spec
     if plan is None or spec is None:
         return {}
+    entered = {variant.name for variant in spec.variants if variant.role is not Role.DECODE}
     rates: dict[str, float] = {}
     for route in plan.spec.routing:
-        rates[route.variant] = rates.get(route.variant, 0.0) + (route.requests_per_second or 0.0)
+        if route.variant in entered:
+            rates[route.variant] = rates.get(route.variant, 0.0) + (route.requests_per_second or 0.0)
     total = sum(rates.values())
     weights = {}
     for variant in spec.variants:
@@ -57,7 +64,8 @@ def shift(api: Api, view: ServiceView) -> str:
             if backend.get("weight", 1) != weights[service]:
                 path = f"/spec/rules/{r}/backendRefs/{b}/weight"
                 changes.append({"op": "add", "path": path, "value": weights[service]})
-    missing = sorted(service for service in weights if service not in found)
+    entered = {variant.service for variant in spec.variants if variant.role is not Role.DECODE}
+    missing = sorted(service for service in weights if service in entered and service not in found)
     if missing:
         return f"HTTPRoute {name} has no backend {', '.join(missing)}"
     if changes:

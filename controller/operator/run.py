@@ -17,20 +17,47 @@ from typing import Any, NoReturn
 
 import structlog
 
-from controller.operator.api import ABSENT, CONTROLLER, LEADERSHIPS, Api, ApiError, Resource, connect
+from controller.operator.api import (
+    ABSENT,
+    CONTROLLER,
+    LEADERSHIPS,
+    POWER_DOMAINS,
+    Api,
+    ApiError,
+    Resource,
+    connect,
+)
 from controller.operator.brain import Brain, BrainLimits
+from controller.operator.experts.gauges import follow_experts
+from controller.operator.experts.history import LoadHistory
 from controller.operator.experts.loop import ExpertLoop, ExpertSettings
+from controller.operator.experts.plans import plan_key
 from controller.operator.gauges import Standing, follow
+from controller.operator.heap import give_back
 from controller.operator.leader import LEASE_NAME, Election, LeaseTimes
 from controller.operator.loop import Loop, LoopSettings
 from controller.operator.metrics import Metrics, Page
 from controller.operator.notices import Notices
+from controller.operator.power.agents import AgentAccess, Agents
+from controller.operator.power.events import PowerEvents
+from controller.operator.power.gauges import follow_power
+from controller.operator.power.history import PowerHistory
+from controller.operator.power.loop import PowerLoop, PowerSettings
+from controller.operator.power.orders import OrderDesk
+from controller.operator.power.study_desk import StudyDesk
 from controller.operator.profiles import ProfileBook
+from controller.operator.rate_history import RateHistory
+from controller.operator.rehearsal.child import Replayer
+from controller.operator.rehearsal.desk import Answered, RehearsalDesk
+from controller.operator.rehearsal.gauges import follow_rehearsals
+from controller.operator.rehearsal.hold import Rehearsals
+from controller.operator.rehearsal.recorded import TraceTexts
 from controller.operator.runtime import Audit, Watch
 from controller.operator.sampler import Sampler
 from controller.operator.views import ServiceView, Views
-from controller.operator.world import OPTIONAL, WATCHED, World
+from controller.operator.world import OPTIONAL, WATCHED, Key, World
 from controller.resources.plan import PlanSpec
+from telemetry.sources.prometheus_access import PrometheusServers
 from telemetry.store.buffered import BufferedStore
 from telemetry.store.store import Decision, Entry, StepDone, TrafficSample, open_store
 
@@ -40,6 +67,9 @@ SILENT_LIMIT_S = 30.0
 NEW_KIND_TRIES = 20
 STALE_LIMIT_S = 120.0
 """A leader that finished no round for so long is not healthy."""
+POWER_LIMIT_S = 30.0
+"""The same for the loop over PowerDomains."""
+POWER_REQUEST_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +93,11 @@ class OperatorSettings:
     """Where volumes with recordings of expert loads are mounted."""
     watch_inactivity_s: float = 70.0
     database_url: str = ""
+    agent_port: int = 9409
+    """Where the agents of nodes answer."""
+    agent_access: AgentAccess = field(default_factory=AgentAccess)
+    prometheus: PrometheusServers = field(default_factory=PrometheusServers)
+    """What Prometheus servers are brought."""
 
 
 class Operator:
@@ -107,8 +142,15 @@ class Operator:
             sample_s=settings.sample_s,
             window_s=settings.traffic_window_s,
             active=self.election.leads,
+            servers=settings.prometheus,
         )
         self.brain = Brain(limits=settings.brain)
+        self.rehearsals = RehearsalDesk(
+            replayer=Replayer(memory_mib=settings.brain.memory_mib),
+            trace_of=TraceTexts(api=self.reading).read,
+            on_answer=self._on_rehearsal,
+        )
+        follow_rehearsals(self.metrics, self.rehearsals)
         self.loop = Loop(
             world=self.world,
             api=self.writing,
@@ -118,10 +160,17 @@ class Operator:
             traffic_of=self.sampler.traffic_of,
             settings=settings.loop,
             epoch=lambda: self.election.term or 0,
+            rehearsals=Rehearsals(desk=self.rehearsals),
             on_plan=self._on_plan,
             on_step=self._on_step,
             on_round=self._on_round,
         )
+        self.store: BufferedStore | None = None
+        history: LoadHistory | None = None
+        if settings.database_url:
+            self.store = BufferedStore(open_store(settings.database_url))
+            history = LoadHistory(store=open_store(settings.database_url), put=self._keep)
+            self.sampler.past_rates = RateHistory(store=open_store(settings.database_url)).read
         self.experts = ExpertLoop(
             world=self.world,
             api=self.writing,
@@ -133,15 +182,46 @@ class Operator:
                 loads_folder=settings.loads_folder,
                 memory_mib=settings.brain.memory_mib,
             ),
+            history=history,
+            servers=settings.prometheus,
+            epoch=lambda: self.election.term or 0,
+            on_step=self._on_expert_step,
         )
-        self.store: BufferedStore | None = None
-        if settings.database_url:
-            self.store = BufferedStore(open_store(settings.database_url))
+        follow_experts(self.metrics, self.experts)
+        # a client of its own: its requests wait for nobody else's
+        power_client = connect(settings.kubeconfig)
+        watching = Api(client=power_client, limit_s=POWER_REQUEST_S)
+        ordering = Api(client=power_client, may_write=self.election.leads, limit_s=POWER_REQUEST_S)
+        self.power = PowerLoop(
+            world=self.world,
+            api=ordering,
+            reading=watching,
+            settings=PowerSettings(
+                namespace=settings.namespace,
+                identity=settings.identity,
+                paused=settings.loop.paused,
+            ),
+            agents=Agents(
+                api=watching,
+                namespace=settings.namespace,
+                port=settings.agent_port,
+                access=settings.agent_access,
+                servers=settings.prometheus,
+            ),
+            desk=OrderDesk(api=ordering),
+            history=PowerHistory(put=self._keep) if self.store is not None else None,
+            events=PowerEvents(tell=self._on_power),
+            studies=StudyDesk(url=settings.database_url, memory_mib=settings.brain.memory_mib),
+        )
+        follow_power(self.metrics, self.power)
         self._recorded_s = float("-inf")
         self._store_said = ""
         self.primed = threading.Event()
         self.ending = threading.Event()
         self.won_s = float("inf")
+
+    def _on_power(self, name: str, uid: str, kind: str, reason: str, message: str) -> None:
+        self.notices.event_for(POWER_DOMAINS, ("", name, uid), kind, reason, message)
 
     def _resources(self) -> tuple[Resource, ...]:
         """Leave out kinds that the cluster does not have; they are looked for again after a restart."""
@@ -176,6 +256,7 @@ class Operator:
 
     def run(self) -> int:
         """Run until stopped; returns the exit code."""
+        give_back()
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, self._stop)
         page = Page(
@@ -187,6 +268,8 @@ class Operator:
         )
         port = page.start()
         log.info("started", identity=self.settings.identity, port=port, namespace=self.settings.namespace)
+        for trouble in self.settings.prometheus.troubles():
+            log.warning("access to Prometheus", told=trouble)  # power control must not wait for it
         threading.Thread(target=self.watch.run, name="watch", daemon=True).start()
         self._prime()
         threading.Thread(target=self.audit.run, name="audit", daemon=True).start()
@@ -199,6 +282,7 @@ class Operator:
         log.info("stopping")
         self.loop.stopping.set()
         self.experts.stopping.set()
+        self.power.stopping.set()
         self.notices.stopping.set()
         self.sampler.stopping.set()
         self.world.note()
@@ -209,11 +293,13 @@ class Operator:
         if self.store is not None:
             self.store.close(1.0)
         self.brain.close()
+        self.rehearsals.close()
         self.experts.placer.close()
         page.stop()
         return 0
 
     _loop_thread: threading.Thread | None = None
+    _power_began_s = float("inf")
 
     def _prime(self) -> None:
         """List everything once, so that the first round sees the whole cluster."""
@@ -257,6 +343,8 @@ class Operator:
                     break
                 log.warning("leadership", error=str(error))
                 self.loop.stopping.wait(0.5)
+        self._power_began_s = time.monotonic()
+        threading.Thread(target=self.power.run, name="power", daemon=True).start()
         threading.Thread(target=self.experts.run, name="experts", daemon=True).start()
         self.loop.run()
 
@@ -264,6 +352,7 @@ class Operator:
         log.error("lease lost; ending at once", reason=why)
         sys.stderr.flush()
         self.brain.close()
+        self.rehearsals.close()
         self.experts.placer.close()
         os._exit(1)
 
@@ -281,11 +370,17 @@ class Operator:
         limit_s = max(STALE_LIMIT_S, 3 * self.settings.loop.plan_interval_s)
         if self.election.term is not None and time.monotonic() - last_s > limit_s:
             return f"no round was finished for {limit_s:.0f} s"
+        if time.monotonic() - max(self.power.done_s, self._power_began_s) > POWER_LIMIT_S:
+            return f"no round over PowerDomains was finished for {POWER_LIMIT_S:.0f} s"
         return ""
 
     def unready(self) -> str:
         """Say what is missing before this process can take over."""
         return "" if self.primed.is_set() else "the cluster is not read yet"
+
+    def _on_rehearsal(self, answered: Answered) -> None:
+        self.metrics.rehearsed(answered.answer.reason, answered.answer.wall_s)
+        self.world.note()
 
     def _on_plan(self, loop: Loop, decisions: Any) -> None:
         self.metrics.solved(decisions, loop.brain.last_s or 0.0)
@@ -342,6 +437,43 @@ class Operator:
                     epoch=self.election.term or 0,
                 )
             )
+
+    def _on_expert_step(self, key: Key, spec: PlanSpec, step: int, outcome: str) -> None:
+        """Tell of a change of experts; its Plan has a name that no service's Plan has."""
+        change = spec.experts
+        if change is None:
+            return
+        name = "/".join(plan_key(key))
+        if step < 0:
+            log.info("plan", plan=name, digest=spec.digest, solve_id=spec.solve_id, why=spec.reasons[0])
+            self._keep(
+                Decision(
+                    service=name,
+                    t_s=time.time(),
+                    digest=spec.digest,
+                    solve_id=spec.solve_id,
+                    desired={},
+                    reasons=spec.reasons,
+                    gap_ratio=spec.gap_ratio,
+                )
+            )
+            return
+        ref = change.steps[step].target_ref
+        target = f"ConfigMap {change.config_map}" if ref is None else f"{ref.kind} {ref.name}"
+        log.info("step", plan=name, digest=spec.digest, step=step + 1, outcome=outcome, target=target)
+        self._keep(
+            StepDone(
+                service=name,
+                t_s=time.time(),
+                digest=spec.digest,
+                step=step,
+                outcome=outcome,
+                target=target,
+                from_replicas=0,  # no replicas change
+                to_replicas=0,
+                epoch=self.election.term or 0,
+            )
+        )
 
     def _keep(self, entry: Entry) -> None:
         if self.store is not None:

@@ -15,16 +15,19 @@ from typing import Any
 import structlog
 
 from controller.operator.api import CONFIG_MAPS, PODS, Api, ApiError
+from controller.operator.outlook import Outlook, Reader
 from controller.operator.times import written_time
-from controller.operator.traffic import Traffic, Window, stated
-from controller.operator.world import Key, Pod, World
+from controller.operator.traffic import Traffic, Window, foreseen, stated
+from controller.operator.world import Key, Pod, Target, World
 from controller.resources.model_service import ModelServiceSpec, PrometheusSource, TraceSource
 from controller.trace_planning import summarise_trace
 from solver.domain.demand import demand_of
 from solver.domain.errors import InputError
+from solver.domain.fleet import Role
 from solver.domain.gpu_mix import RequestBucket
 from telemetry.engine_sample import EngineSample
 from telemetry.sources.prometheus import PrometheusTraffic, all_read
+from telemetry.sources.prometheus_access import PrometheusServers
 from telemetry.sources.scrape import metrics_url, scraped
 from telemetry.traffic import MeasuredTraffic, StaleTraffic, TrafficEstimator
 
@@ -53,11 +56,18 @@ class Sampler:
     """Rates are measured over so many seconds."""
     active: Callable[[], bool] = lambda: True
     """Only the leader samples."""
+    servers: PrometheusServers = field(default_factory=PrometheusServers)
+    """What Prometheus servers are brought."""
+    past_rates: Reader | None = None
+    """Reads what the database knows of a service's rates, for its forecast."""
     stopping: threading.Event = field(default_factory=threading.Event)
     _stated: dict[Key, tuple[ModelServiceSpec, Traffic]] = field(default_factory=dict)
     _read: dict[Key, Traffic] = field(default_factory=dict)
     _windows: dict[Key, Window] = field(default_factory=dict)
-    _traces: dict[tuple[str, str, str, str], Traffic] = field(default_factory=dict)
+    _outlooks: dict[Key, tuple[Outlook, tuple[RequestBucket, ...]]] = field(default_factory=dict)
+    """With the last sizes of requests that were seen at a rate above 0."""
+    _traces: dict[tuple[str, str, str], tuple[str, Traffic]] = field(default_factory=dict)
+    """By namespace, ConfigMap and key: its version, and what the trace in it says."""
     _asked: dict[Key, ModelServiceSpec] = field(default_factory=dict)
     _estimators: dict[Key, TrafficEstimator] = field(default_factory=dict)
     _readers: dict[Key, tuple[PrometheusSource, PrometheusTraffic]] = field(default_factory=dict)
@@ -102,7 +112,7 @@ class Sampler:
             if self.stopping.is_set() or not self.active():
                 continue
             asked = dict(self._asked)
-            for kept in (self._read, self._windows, self._estimators):
+            for kept in (self._read, self._windows, self._estimators, self._outlooks):
                 for gone in kept.keys() - asked.keys():
                     kept.pop(gone, None)
             try:
@@ -113,10 +123,14 @@ class Sampler:
     def once(self, asked: Mapping[Key, ModelServiceSpec]) -> None:
         """Read every source once."""
         changed = self._scrape(asked) | self._query(asked)
+        named = set()
         for key, spec in asked.items():
             source = spec.traffic.trace_config_map
             if source is not None:
+                named.add((key[0], source.name, source.key))
                 changed |= self._take(key, self._trace(key, source))
+        for gone in self._traces.keys() - named:
+            del self._traces[gone]
         if changed:
             self.world.note()
 
@@ -127,16 +141,16 @@ class Sampler:
             if pod.ready and pod.ip and pod.serves:
                 pods.setdefault((pod.owner[0], pod.key[0], pod.owner[1]), []).append(pod)
         urls: dict[str, dict[str, str]] = {}
-        names: dict[Key, list[str]] = {}
+        names: dict[Key, dict[str, Role]] = {}
         for key, spec in asked.items():
             scrape = spec.traffic.scrape
             if scrape is None:
                 continue
-            names[key] = []
+            names[key] = {}
             for variant in spec.variants:
                 for pod in pods.get((variant.target_ref.kind, key[0], variant.target_ref.name), ()):
                     name = f"{pod.key[0]}/{pod.key[1]}"
-                    names[key].append(name)
+                    names[key][name] = variant.role
                     urls.setdefault(str(scrape.engine), {})[name] = metrics_url(
                         pod.ip, scrape.port, scrape.path
                     )
@@ -149,14 +163,14 @@ class Sampler:
         now_s = time.time()
         for key, own in names.items():
             spec = asked[key]
-            if not own and self._nothing_runs(key, spec):
+            if all(role is Role.DECODE for role in own.values()) and self._nothing_runs(key, spec):
                 changed |= self._take(key, NOTHING_RUNS)
                 continue
             estimator = self._estimators.get(key)
             if estimator is None:
                 estimator = TrafficEstimator(interval_s=self.sample_s, window_s=self.window_s)
                 self._estimators[key] = estimator
-            estimator.update(now_s, {name: answers[name] for name in own})
+            estimator.update(now_s, {name: answers[name] for name in own}, roles=own)
             changed |= self._judge(key, spec, estimator.measure(now_s))
         return changed
 
@@ -174,10 +188,13 @@ class Sampler:
                     reader = PrometheusTraffic(
                         url=source.url,
                         selector=source.selector,
+                        output_selector=source.output_selector,
                         engine=str(source.engine),
                         model_name=spec.model,
                         interval_s=self.window_s,  # Prometheus looks less often than we do
                         window_s=2 * self.window_s,
+                        servers=self.servers,
+                        namespace=key[0],
                     )
                 except InputError as error:
                     answers[key] = StaleTraffic(reason=f"spec.traffic.prometheus: {error}")
@@ -199,14 +216,24 @@ class Sampler:
         return changed
 
     def _ready_pods(self, key: Key, spec: ModelServiceSpec) -> int:
-        """How many engines should answer."""
-        targets = [self.world.get(v.target_ref.kind, (key[0], v.target_ref.name)) for v in spec.variants]
-        return sum(target.ready for target in targets if target is not None)
+        """How many engines should answer: those that take requests in."""
+        return sum(target.ready for target in self._entered(key, spec) if target is not None)
 
     def _nothing_runs(self, key: Key, spec: ModelServiceSpec) -> bool:
-        """Whether every variant is asked to have no replicas: then nobody can be asked, and minReplicas holds."""
-        targets = [self.world.get(v.target_ref.kind, (key[0], v.target_ref.name)) for v in spec.variants]
-        return all(target is not None and target.replicas == 0 for target in targets)
+        """Whether every variant that takes requests in is asked to have no replicas.
+
+        Then nobody can be asked, and minReplicas holds; decode replicas alone would serve nobody.
+        """
+        targets = self._entered(key, spec)
+        return bool(targets) and all(target is not None and target.replicas == 0 for target in targets)
+
+    def _entered(self, key: Key, spec: ModelServiceSpec) -> list[Target | None]:
+        """Targets of the variants that requests are sent to."""
+        return [
+            self.world.get(variant.target_ref.kind, (key[0], variant.target_ref.name))
+            for variant in spec.variants
+            if variant.role is not Role.DECODE
+        ]
 
     def _judge(self, key: Key, spec: ModelServiceSpec, measured: MeasuredTraffic | StaleTraffic) -> bool:
         """Put a measurement, or that there is none, into the service's window."""
@@ -217,9 +244,10 @@ class Sampler:
         if isinstance(measured, StaleTraffic):
             age = "" if measured.age_s is None else f" (last sample {measured.age_s:.0f} s ago)"
             lacking = f"; missing series: {', '.join(measured.missing)}" if measured.missing else ""
+            unread = "AccessDenied" if measured.denied else "Stale"
             now = Traffic(
                 fresh=False,
-                reason="SeriesMissing" if measured.missing else "Stale",
+                reason="SeriesMissing" if measured.missing else unread,
                 message=f"{measured.reason}{age}{lacking}; the last plan stays",
             )
         else:
@@ -241,7 +269,23 @@ class Sampler:
         judged = window.add(now, now_s=time.monotonic(), gap_s=3 * self.sample_s)
         if not isinstance(measured, StaleTraffic) and not measured.complete:
             judged = replace(judged, settled=False)
-        return self._take(key, judged)
+        return self._take(key, self._looked_ahead(key, spec, judged))
+
+    def _looked_ahead(self, key: Key, spec: ModelServiceSpec, judged: Traffic) -> Traffic:
+        """Plan for what is forecast, where that is wished."""
+        if spec.forecast is None:
+            self._outlooks.pop(key, None)
+            return judged
+        outlook, mix = self._outlooks.get(key, (None, ()))
+        if outlook is None or outlook.spec != spec.forecast:
+            outlook = Outlook(service=f"{key[0]}/{key[1]}", spec=spec.forecast, read=self.past_rates)
+        if judged.fresh and judged.rate_rps is not None:
+            outlook.add(judged.rate_rps, time.time())
+        planned = sum(bucket.rate_rps for bucket in judged.buckets)
+        if planned > 0:
+            mix = judged.buckets
+        self._outlooks[key] = outlook, mix
+        return foreseen(judged, outlook.foreseen(planned), mix)
 
     def _take(self, key: Key, traffic: Traffic) -> bool:
         same = self._read.get(key) == traffic
@@ -259,13 +303,15 @@ class Sampler:
         text = (body.get("data") or {}).get(source.key)
         if text is None:
             return self._held(key, "TraceMissing", f"ConfigMap {source.name} has no key {source.key}")
-        version = (key[0], source.name, source.key, str(body["metadata"]["resourceVersion"]))
-        if version not in self._traces:
+        place, version = (key[0], source.name, source.key), str(body["metadata"]["resourceVersion"])
+        known = self._traces.get(place)
+        if known is None or known[0] != version:
             try:
-                self._traces[version] = _read_trace(text, source.key)
+                known = (version, _read_trace(text, source.key))
             except InputError as error:
                 return self._held(key, "TraceInvalid", f"ConfigMap {source.name}, {source.key}: {error}")
-        return self._traces[version]
+            self._traces[place] = known
+        return known[1]
 
     def _held(self, key: Key, reason: str, message: str) -> Traffic:
         """Keep the last traffic, and say that it is not fresh."""

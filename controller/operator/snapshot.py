@@ -7,12 +7,12 @@ see. It watches nothing.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from controller.operator.api import EXPERT_PLACEMENTS, MODEL_SERVICES, Api, ApiError, Resource
+from controller.operator.api import EXPERT_PLACEMENTS, MODEL_SERVICES, POWER_DOMAINS, Api, ApiError, Resource
 from controller.operator.world import OPTIONAL, WATCHED, World
 from solver.domain.errors import InputError
 
-ASKED = tuple(resource for resource in WATCHED if resource is not EXPERT_PLACEMENTS)
-"""What is read unless said otherwise: replicas do not depend on where experts sit."""
+ASKED = tuple(resource for resource in WATCHED if resource not in {EXPERT_PLACEMENTS, POWER_DOMAINS})
+"""What is read unless said otherwise: replicas do not depend on where experts sit, nor on power."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

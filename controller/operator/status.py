@@ -12,18 +12,22 @@ from controller.operator.conditions import (
     ACTUATION_CONFLICT,
     APPLIED,
     DEGRADED,
+    FORECAST_READY,
     PLAN_READY,
     SOLVER_READY,
     TELEMETRY_READY,
     Finding,
     written,
 )
+from controller.operator.outlook import Foreseen
 from controller.operator.plans import is_approved
+from controller.operator.rehearsal.said import held, rehearsed, warning
 from controller.operator.views import APPROVED, ServiceView
 from controller.resources.model_service import Mode
 from controller.resources.plan import Phase
 from solver.domain.cluster import ServiceDecision
-from solver.services.decide import serves
+from solver.domain.fleet import Role
+from solver.services.plan import serves
 
 MOST_SUMMARY = 512
 MOST_MESSAGE = 4096
@@ -41,6 +45,8 @@ class Progress:
     refused: str = ""
     """Why a decision cannot be reached from here."""
     waits_for: str = ""
+    held_back: str = ""
+    """What the plan's rehearsal holds it for."""
     held: str = ""
     """Why everything is held (chart's pause)."""
 
@@ -55,6 +61,8 @@ def status_of(view: ServiceView, progress: Progress, *, now: str) -> dict[str, A
         _applied(view, progress),
         _conflict(view),
         _degraded(view),
+        *_forecast_ready(view),
+        *rehearsed(view),
     ]
     status: dict[str, Any] = {
         "observedGeneration": view.generation,
@@ -62,7 +70,12 @@ def status_of(view: ServiceView, progress: Progress, *, now: str) -> dict[str, A
         "message": _cut(_message(findings, view, progress), MOST_MESSAGE),
     }
     current = [
-        {"variant": v.spec.name, "replicas": v.target.replicas, "ready": v.target.ready}
+        {
+            "variant": v.spec.name,
+            **_role(v.spec.role),
+            "replicas": v.target.replicas,
+            "ready": v.target.ready,
+        }
         for v in view.variants
         if v.target is not None
     ]
@@ -70,9 +83,13 @@ def status_of(view: ServiceView, progress: Progress, *, now: str) -> dict[str, A
         status["current"] = current
     if view.traffic.rate_rps is not None:
         status["demand"] = _demand(before.get("demand"), view)
+    if view.traffic.forecast is not None:
+        status["forecast"] = _forecast(before.get("forecast"), view.traffic.forecast)
     plan = view.plan
     if plan is not None and plan.current.phase is not Phase.SUPERSEDED:
-        status["desired"] = [{"variant": w.variant, "replicas": w.replicas} for w in plan.spec.desired]
+        status["desired"] = [
+            {"variant": w.variant, **_role(w.role), "replicas": w.replicas} for w in plan.spec.desired
+        ]
         status["planRef"] = {"name": view.key[1], "digest": plan.spec.digest}
         costs = {
             "costUsdPerHour": plan.spec.cost_usd_per_hour,
@@ -86,12 +103,52 @@ def status_of(view: ServiceView, progress: Progress, *, now: str) -> dict[str, A
     return status
 
 
+def _role(role: Role | None) -> dict[str, str]:
+    """Name the phase that is served, where it is one only."""
+    return {} if role in {None, Role.BOTH} else {"role": str(role)}
+
+
 def _demand(before: Any, view: ServiceView) -> dict[str, Any]:
     """Rate and time of the sample; a sample that says the same is not worth a write."""
     rate = float(f"{view.traffic.rate_rps or 0.0:.4g}")
     if before and abs(float(before.get("requestsPerSecond") or 0.0) - rate) <= 0.05 * rate:
         return {"requestsPerSecond": before["requestsPerSecond"], "sampledAt": before["sampledAt"]}
     return {"requestsPerSecond": rate, "sampledAt": view.traffic.sampled_at}
+
+
+def _forecast(before: Any, found: Foreseen) -> dict[str, Any]:
+    """Return what is planned for and why; a rate that is nearly the same is not worth a write."""
+    rate = float(f"{found.rate_rps:.4g}")
+    if before and abs(float(before.get("requestsPerSecond") or 0.0) - rate) <= 0.05 * rate:
+        rate = before["requestsPerSecond"]
+    return {
+        "requestsPerSecond": rate,
+        "rule": found.rule,
+        "quantile": found.level_ratio,
+        **({"fallback": _cut(found.fallback, MOST_MESSAGE)} if found.fallback else {}),
+    }
+
+
+def _forecast_ready(view: ServiceView) -> list[Finding]:
+    """Say whether the forecast that is wished is used; nothing where none is wished."""
+    spec, found = view.spec, view.traffic.forecast
+    if spec is None or spec.forecast is None:
+        return []
+    if found is None:
+        if view.traffic.stated:
+            message = "the traffic is stated, not measured: there is nothing to forecast"
+            return [Finding(type=FORECAST_READY, status=False, reason="NotMeasured", message=message)]
+        message = "the traffic was not sampled yet"
+        return [Finding(type=FORECAST_READY, status=False, reason="NeverSampled", message=message)]
+    note = f"; {found.note}" if found.note else ""
+    if found.fallback:
+        message = f"plans are made for the largest rate of late: {found.fallback}{note}"
+        return [Finding(type=FORECAST_READY, status=False, reason=found.reason, message=message)]
+    message = (
+        f"plans carry the next {found.horizon_s / 60:g} min with probability {1 - found.violations:g}:"
+        f" {found.rule} at quantile {found.level_ratio:g}{note}"
+    )
+    return [Finding(type=FORECAST_READY, status=True, reason=found.reason, message=message)]
 
 
 def _summary(view: ServiceView) -> str:
@@ -104,7 +161,7 @@ def _summary(view: ServiceView) -> str:
             continue
         now, want = variant.target.replicas, wanted.get(variant.spec.name)
         if now or want:
-            parts.append(f"{variant.spec.name} {now}" + (f"→{want}" if want not in {None, now} else ""))
+            parts.append(f"{variant.named} {now}" + (f"→{want}" if want not in {None, now} else ""))
     return _cut(", ".join(parts) or "none", MOST_SUMMARY)
 
 
@@ -122,7 +179,7 @@ def _telemetry(view: ServiceView) -> Finding:
 
 
 def _troubles(view: ServiceView) -> str:
-    return "; ".join(f"variant {v.spec.name}: {v.trouble}" for v in view.variants if v.trouble)
+    return "; ".join(f"variant {v.named}: {v.trouble}" for v in view.variants if v.trouble)
 
 
 def _solver(view: ServiceView, progress: Progress) -> Finding:
@@ -141,28 +198,33 @@ def _solver(view: ServiceView, progress: Progress) -> Finding:
         )
     decision = progress.decision
     if decision is None:
-        return Finding(type=SOLVER_READY, status=True, reason="NotNeeded")
+        return Finding(type=SOLVER_READY, status=True, reason="NotNeeded", message=view.unlimited)
     if decision.replicas is None:
         message = decision.message
         if "replica-limit" in f"{decision.reason} {message}":
             message = f"{message}; {_limits(view)}"
         if decision.reason == "bucket-unservable" and view.unserved:
             message = f"{message}; {view.unserved}"
+        roles = any(variant.unknown or variant.spec.role is not Role.BOTH for variant in view.variants)
+        if roles and _troubles(view):
+            message = f"{message}; {_troubles(view)}"  # without one phase the other serves nobody
         return Finding(type=SOLVER_READY, status=False, reason=_camel(decision.reason), message=message)
-    return Finding(type=SOLVER_READY, status=True, reason=_camel(decision.status))
+    return Finding(type=SOLVER_READY, status=True, reason=_camel(decision.status), message=view.unlimited)
 
 
 def _limits(view: ServiceView) -> str:
     """Name what keeps each variant from more replicas: its own maxReplicas, its owner, or the GPUs of its pool."""
-    specs = {variant.spec.name: variant.spec for variant in view.variants}
+    variants = {variant.spec.name: variant for variant in view.variants}
     parts = []
     for state in view.state.variants if view.state is not None else ():
+        variant = variants[state.name]
         if state.locked:
-            parts.append(f"variant {state.name} stays at {state.replicas}, somebody else scales it")
-        elif state.max_replicas is not None and state.max_replicas == specs[state.name].max_replicas:
-            parts.append(f"maxReplicas of variant {state.name} is {state.max_replicas}")
+            why = "its role is not in its GpuProfile" if variant.unknown else "somebody else scales it"
+            parts.append(f"variant {variant.named} stays at {state.replicas}, {why}")
+        elif state.max_replicas is not None and state.max_replicas == variant.spec.max_replicas:
+            parts.append(f"maxReplicas of variant {variant.named} is {state.max_replicas}")
         elif state.max_replicas is not None:
-            parts.append(f"{state.max_replicas} of variant {state.name} fit the GPUs of {state.pool}")
+            parts.append(f"{state.max_replicas} of variant {variant.named} fit the GPUs of {state.pool}")
     return ", ".join(parts)
 
 
@@ -217,9 +279,11 @@ def _applied(view: ServiceView, progress: Progress) -> Finding:
             type=APPLIED,
             status=False,
             reason="WaitingForApproval",
-            message=f"approve it by: kubectl annotate -n {view.key[0]} plan/{view.key[1]} --overwrite"
+            message=f"{warning(plan)}approve it by: kubectl annotate -n {view.key[0]} plan/{view.key[1]} --overwrite"
             f" {APPROVED}={plan.spec.digest}",
         )
+    if progress.held_back:
+        return held(view, progress.held_back)
     return Finding(
         type=APPLIED,
         status=False,

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from controller.operator.outlook import Foreseen
 from solver.domain.gpu_mix import RequestBucket
 
 
@@ -27,6 +28,8 @@ class Traffic:
     """It is said, not measured."""
     reason: str = "NeverSampled"
     message: str = "the traffic was not sampled yet"
+    forecast: Foreseen | None = None
+    """Where the rate to plan for comes from, if it is forecast."""
 
 
 def stated(buckets: Sequence[RequestBucket], *, at: str) -> Traffic:
@@ -40,6 +43,21 @@ def stated(buckets: Sequence[RequestBucket], *, at: str) -> Traffic:
         stated=True,
         reason="Stated",
         message="",
+    )
+
+
+def foreseen(traffic: Traffic, found: Foreseen, mix: Sequence[RequestBucket]) -> Traffic:
+    """Plan for the forecast rate: the present sizes at it; those of ``mix``, the last ones seen, if nothing arrives."""
+    buckets = traffic.buckets if any(bucket.rate_rps for bucket in traffic.buckets) else tuple(mix)
+    total = sum(bucket.rate_rps for bucket in buckets)
+    planned = sum(bucket.rate_rps for bucket in traffic.buckets)
+    if total <= 0 or found.rate_rps <= planned:
+        return replace(traffic, forecast=found)
+    factor = found.rate_rps / total
+    return replace(
+        traffic,
+        buckets=tuple(replace(b, rate_rps=_rounded(b.rate_rps * factor)) for b in buckets),
+        forecast=found,
     )
 
 

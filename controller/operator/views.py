@@ -30,8 +30,15 @@ from controller.operator.inventory import (
     published_devices,
     take_inventory,
 )
-from controller.operator.profiles import ProfileBook
+from controller.operator.profiles import ADD_ROWS, ProfileBook, rows_missing
 from controller.operator.traffic import Traffic
+from controller.operator.variants import (
+    VariantView,
+    kv_bytes_per_token,
+    unlimited,
+    unserved,
+    variant_state,
+)
 from controller.operator.world import Key, Target, World
 from controller.resources.gpu_profile import GpuProfileSpec
 from controller.resources.model_service import Mode, ModelServiceSpec, VariantSpec
@@ -45,32 +52,13 @@ ADOPTED_BY = "ballast.dev/adopted-by"
 PREVIOUS_MANAGER = "ballast.dev/previous-manager"
 TAKE_OVER = "ballast.dev/take-over"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VariantView:
-    """One variant: what was found for it, and why Ballast may not scale it."""
-
-    spec: VariantSpec
-    target: Target | None = None
-    profile: GpuProfileSpec | None = None
-    profile_version: str = ""
-    pool: str = ""
-    trouble: str = ""
-    """Why it cannot be planned for."""
-    conflict: tuple[str, str] | None = None
-    """Reason and message if somebody else owns the number of replicas."""
-    autoscaled: bool = False
-    """An autoscaler follows our gauge."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether it takes part in plans."""
-        return self.target is not None and self.profile is not None
+Entry = tuple[Mapping[str, Any], ModelServiceSpec | None, str]
+"""A ModelService as it is written: body, spec, what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanView:
-    """The Plan of a service as it stands in the cluster."""
+    """A Plan as it stands in the cluster."""
 
     spec: PlanSpec
     status: PlanStatus
@@ -84,7 +72,7 @@ class PlanView:
         """The status if it speaks of this spec, else a fresh one."""
         if self.status.digest == self.spec.digest:
             return self.status
-        return PlanStatus(digest=self.spec.digest, steps=len(self.spec.steps))
+        return PlanStatus(digest=self.spec.digest, steps=self.spec.step_count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +94,8 @@ class ServiceView:
     """None while it cannot be planned for."""
     unserved: str = ""
     """Which variants cannot serve some of the traffic, and why."""
+    unlimited: str = ""
+    """Which KV links are stated and yet limit nothing, and why."""
 
     @property
     def name(self) -> str:
@@ -153,8 +143,8 @@ class Views:
     _plans: dict[Key, tuple[Any, PlanView | None]] = field(default_factory=dict)
     _views: dict[Key, tuple[tuple[Any, ...], ServiceView]] = field(default_factory=dict)
 
-    def specs(self) -> dict[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]:
-        """Read the specs of all ModelServices: body, spec, what is wrong with it."""
+    def specs(self) -> dict[Key, Entry]:
+        """Read the specs of all ModelServices."""
         found = {}
         bodies = self.world.all(MODEL_SERVICES.kind)
         alive = set()
@@ -174,6 +164,11 @@ class Views:
             del self._specs[state]
         for gone in self._views.keys() - found.keys():
             del self._views[gone]
+        for gone in self._plans.keys() - found.keys():
+            del self._plans[gone]
+        for gone in self._profiles.keys() - self.world.all(GPU_PROFILES.kind).keys():
+            del self._profiles[gone]
+        self.book.variants = sum(len(spec.variants) for _, spec, _ in found.values() if spec is not None)
         return found
 
     def profile(self, name: str) -> tuple[GpuProfileSpec | None, str]:
@@ -212,6 +207,8 @@ class Views:
         if known is not None and known[0] is body:
             return known[1]
         view = None if body is None else plan_view(body)
+        if view is not None and view.spec.model_service_ref is None:
+            view = None  # of an ExpertPlacement
         self._plans[key] = (body, view)
         return view
 
@@ -219,9 +216,7 @@ class Views:
         """Return the pool of a profile."""
         return pool_key(profile, self.gpu_label, self.book.labels_of)
 
-    def owners(
-        self, specs: Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]
-    ) -> dict[OwnerKey, Key]:
+    def owners(self, specs: Mapping[Key, Entry]) -> dict[OwnerKey, Key]:
         """Say which service owns each target: the oldest that names it (then by name)."""
         ordered = sorted(
             (str(body["metadata"].get("creationTimestamp") or ""), key)
@@ -246,7 +241,7 @@ class Views:
 
     def inventory(
         self,
-        specs: Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]],
+        specs: Mapping[Key, Entry],
         owners: Mapping[OwnerKey, Key],
         *,
         dra_driver: str,
@@ -278,7 +273,7 @@ class Views:
     def view(
         self,
         key: Key,
-        entry: tuple[Mapping[str, Any], ModelServiceSpec | None, str],
+        entry: Entry,
         *,
         traffic: Traffic,
         owners: Mapping[OwnerKey, Key],
@@ -334,7 +329,8 @@ class Views:
         if known is not None and known[1].state == state:
             state = known[1].state  # who remembers it knows it again, and it is held once
         view = ServiceView(
-            unserved=self._unserved(spec, variants, traffic),
+            unserved="" if spec is None else unserved(self.book, spec, variants, traffic),
+            unlimited="" if spec is None else unlimited(self.book, spec, variants),
             key=key,
             uid=str(body["metadata"].get("uid") or ""),
             generation=int(body["metadata"].get("generation") or 0),
@@ -349,21 +345,6 @@ class Views:
         )
         self._views[key] = (inputs, view)
         return view
-
-    def _unserved(
-        self, spec: ModelServiceSpec | None, variants: Sequence[VariantView], traffic: Traffic
-    ) -> str:
-        found = []
-        for variant in variants if spec is not None else ():
-            if spec is not None and variant.usable and variant.profile is not None:
-                sustained = self.book.sustained(
-                    variant.profile, variant.profile_version, spec.slo, traffic.buckets
-                )
-                if sustained.trouble and traffic.buckets:
-                    found.append(
-                        f"variant {variant.spec.name}, GpuProfile {variant.spec.gpu_profile}: {sustained.trouble}"
-                    )
-        return "; ".join(found)
 
     def present(self) -> dict[Key, ServiceView]:
         """Return the views as they were read last."""
@@ -422,8 +403,13 @@ class Views:
                     f" kubectl annotate {ref.kind.lower()}/{ref.name} {TAKE_OVER}=true"
                 ),
             )
+        unknown = "" if profile is None else rows_missing(profile, variant.role)
+        if unknown:
+            stays = f"{unknown}; {ADD_ROWS}; its replicas stay as they are"
+            trouble = trouble or f"GpuProfile {variant.gpu_profile}: {stays}"
         return VariantView(
             spec=variant,
+            unknown=bool(unknown),
             target=target,
             profile=profile,
             profile_version=self.version_of(variant.gpu_profile),
@@ -448,7 +434,7 @@ class Views:
         usable = [variant for variant in variants if variant.usable]
         if not usable:
             return None
-        states = tuple(self._variant_state(spec, variant, traffic, inventory) for variant in usable)
+        states = tuple(variant_state(self.book, spec, variant, traffic, inventory) for variant in usable)
         under_way = plan is not None and plan.current.phase in {Phase.APPROVED, Phase.APPLYING}
         stance = Stance.APPLIED
         if spec.mode is Mode.OBSERVE or paused or hold or not traffic.fresh or not traffic.buckets:
@@ -467,39 +453,9 @@ class Views:
             survive=spec.survive,
             start_cost_usd=spec.change.start_cost_usd,
             stop_cost_usd=spec.change.stop_cost_usd,
-        )
-
-    def _variant_state(
-        self,
-        spec: ModelServiceSpec,
-        variant: VariantView,
-        traffic: Traffic,
-        inventory: Inventory,
-    ) -> VariantState:
-        target, profile = variant.target, variant.profile
-        if target is None or profile is None:
-            raise ValueError(f"variant {variant.spec.name} is not usable")
-        sustained = self.book.sustained(profile, variant.profile_version, spec.slo, traffic.buckets)
-        groups = target.kind == "LeaderWorkerSet"
-        alive = target.running if groups else len(inventory.pods.get((target.kind, *target.key), ()))
-        most = variant.spec.max_replicas
-        if not groups:
-            fit = inventory.replicas_that_fit(variant.pool, profile.gpus_per_replica)
-            most = fit if most is None else min(most, fit)
-        return VariantState(
-            name=variant.spec.name,
-            pool=variant.pool,
-            gpus_per_replica=profile.gpus_per_replica,
-            price_usd_per_h=profile.price_usd_per_hour,
-            throughput_rps=sustained.throughput_rps,
-            replicas=target.replicas,
-            ready=target.ready,
-            held=max(target.replicas, alive),
-            min_replicas=min(variant.spec.min_replicas, most)
-            if most is not None
-            else variant.spec.min_replicas,
-            max_replicas=most,
-            locked=variant.conflict is not None and not variant.autoscaled,
+            kv_bytes_per_prompt_token=(kv_bytes_per_token(self.book, spec) or 0.0)
+            if any(state.kv_link_bytes_per_s is not None for state in states)
+            else 0.0,
         )
 
 
@@ -514,7 +470,7 @@ def _same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
     )
 
 
-def targets_of(specs: Mapping[Key, tuple[Mapping[str, Any], ModelServiceSpec | None, str]]) -> set[OwnerKey]:
+def targets_of(specs: Mapping[Key, Entry]) -> set[OwnerKey]:
     """Return all targets that services name."""
     return {
         (variant.target_ref.kind, key[0], variant.target_ref.name)

@@ -21,6 +21,7 @@ from controller.operator.api import (
     NODES,
     PLANS,
     PODS,
+    POWER_DOMAINS,
     RESOURCE_CLAIMS,
     RESOURCE_SLICES,
     SCALED_OBJECTS,
@@ -37,6 +38,7 @@ WATCHED: tuple[Resource, ...] = (
     GPU_PROFILES,
     PLANS,
     EXPERT_PLACEMENTS,
+    POWER_DOMAINS,
     *TARGETS.values(),
     NODES,
     PODS,
@@ -47,6 +49,7 @@ WATCHED: tuple[Resource, ...] = (
 )
 OPTIONAL = {
     EXPERT_PLACEMENTS.kind,  # its definition may be older than we are
+    POWER_DOMAINS.kind,
     LEADER_WORKER_SETS.kind,
     SCALED_OBJECTS.kind,
     RESOURCE_SLICES.kind,
@@ -107,6 +110,9 @@ class Pod:
     ready: bool
     serves: bool
     """It answers for itself (of a group only the leader does)."""
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of a pod that has GPUs."""
 
 
 class Body(Mapping[str, Any]):
@@ -158,10 +164,6 @@ class World:
     versions: dict[str, dict[Key, str]] = field(default_factory=dict)
     changes: int = 0
     changed_s: float = float("-inf")
-    present: set[str] = field(default_factory=set)
-    """Kinds that the cluster has."""
-    touched: set[Key] = field(default_factory=set)
-    """ModelServices that changed since somebody looked."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _wake: threading.Condition = field(init=False)
 
@@ -251,6 +253,7 @@ class World:
                 "creationTimestamp",
                 "deletionTimestamp",
                 "ownerReferences",
+                "finalizers",
             )
             if name in metadata
         }
@@ -339,6 +342,8 @@ def _pod(key: Key, body: Object, resource: str) -> Pod | None:
         owner=owner,
         ip=status.get("podIP") or "",
         serves=labels.get("leaderworkerset.sigs.k8s.io/worker-index", "0") == "0",
+        priority=_count(spec.get("priority") or 0),
+        labels={sys.intern(str(k)): sys.intern(str(v)) for k, v in labels.items()} if gpus else {},
         ready=any(
             c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or []
         ),

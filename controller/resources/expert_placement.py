@@ -11,11 +11,13 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from controller.resources.schema import (
+    PROMETHEUS_URL,
     Conditions,
     DataKey,
     ModelName,
     ObjectName,
     Part,
+    PlanRef,
     Selector,
     TargetRef,
     Text,
@@ -71,7 +73,7 @@ class ApplyMode(StrEnum):
 
 
 class Approval(StrEnum):
-    """Whether a rollout restart waits for people."""
+    """Whether a Plan with a restart waits for people."""
 
     RECOMMEND = "Recommend"
     AUTO = "Auto"
@@ -179,7 +181,7 @@ class LoadVolume(Part):
 class LoadPrometheus(Part):
     """A counter of routed tokens by layer and expert."""
 
-    url: Url
+    url: Url = Field(description=PROMETHEUS_URL)
     metric: str = spelled(
         "^[a-zA-Z_:][a-zA-Z0-9_:]*$", "is no name of a metric: letters, digits, _ and :", max_length=200
     )
@@ -205,9 +207,11 @@ class LoadHttp(Part):
 
 
 class LoadStore(Part):
-    """A recording in Ballast's history."""
+    """A recording in the controller's database."""
 
-    recording: ObjectName
+    recording: ObjectName = Field(
+        description="An ExpertPlacement of this namespace whose loads are kept, or what ballast experts record wrote."
+    )
 
 
 class LoadSource(Part):
@@ -231,7 +235,8 @@ class LoadSource(Part):
     http_dump: LoadHttp | None = None
     sql_store: LoadStore | None = None
     window_seconds: Annotated[int, Field(ge=10, le=86_400)] = Field(
-        default=300, description="Time that one recording covers; measured sources are read so often."
+        default=300,
+        description="Time that one recording covers; prometheus, httpDump and sqlStore are read so often.",
     )
     ewma_alpha: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.3,
@@ -239,7 +244,8 @@ class LoadSource(Part):
         json_schema_extra=rules(("self >= 0.001", "is less than 0.001: loads would never be believed")),
     )
     max_age_seconds: Annotated[int, Field(ge=10, le=31_536_000)] | None = Field(
-        default=None, description="Older recordings are stale; 3 windows for measured sources, else no limit."
+        default=None,
+        description="Older recordings are stale; 3 windows for prometheus, httpDump, sqlStore, else no limit.",
     )
 
 
@@ -344,7 +350,8 @@ class ExpertPlacementSpec(Part):
         description="none: figures only; configMap: write the map; rolloutRestart: and restart targetRef.",
     )
     mode: Approval = Field(
-        default=Approval.RECOMMEND, description="Recommend: a restart waits for approval; Auto: it does not."
+        default=Approval.RECOMMEND,
+        description="Recommend: a Plan with a restart waits for approval; Auto: it does not.",
     )
     paused: bool = Field(default=False, description="Leave everything as it is.")
 
@@ -390,7 +397,7 @@ class ExpertPlacementStatus(Part):
     observed_generation: int = Field(default=0, ge=0)
     phase: ExpertPhase = ExpertPhase.WAITING
     conditions: Conditions = ()
-    objective_us: float | None = Field(default=None, description="µs per window of the map in force.")
+    objective_us: float | None = Field(default=None, description="µs per window of the map decided on.")
     lower_bound_us: float | None = Field(default=None, description="No map takes less.")
     gap: float | None = Field(default=None, description="How far from the bound, as a part of objectiveUs.")
     balance: Balance | None = None
@@ -399,7 +406,8 @@ class ExpertPlacementStatus(Part):
     moved_ratio: float | None = Field(default=None, description="Holdings that the last decision moves.")
     predicted_move_seconds: float | None = None
     net_gain_seconds: float | None = None
-    digest: str = Field(default="", max_length=64, description="What people approve.")
+    plan_ref: PlanRef | None = None
+    digest: str = Field(default="", max_length=64, description="Of the map that stands in the ConfigMap.")
     made_at: Time | None = Field(default=None, description="When the map was written.")
     outputs: tuple[MapOutput, ...] = Field(
         default=(), max_length=MOST_OUTPUTS, json_schema_extra=list_map("format")

@@ -102,8 +102,8 @@ def _inlined(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         node.pop(name, None)
     if node.get("default", ...) is None or node.get("default") == "" or node.get("default") == []:
         node.pop("default")
-    if isinstance(node.get("default"), dict):  # a part's: what it leaves out is left out
-        node["default"] = {name: value for name, value in node["default"].items() if value is not None}
+    if "default" in node:
+        node["default"] = _told(node["default"])
     if "const" in node:
         node["enum"] = [node.pop("const")]
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
@@ -124,6 +124,13 @@ def _inlined(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         if isinstance(node.get(name), dict):
             node[name] = _inlined(node[name], definitions)
     return node
+
+
+def _told(default: Any) -> Any:
+    """Leave out what the default of a part leaves out."""
+    if isinstance(default, dict):
+        return {name: _told(value) for name, value in default.items() if value is not None}
+    return [_told(item) for item in default] if isinstance(default, list) else default
 
 
 def texts() -> dict[Path, str]:

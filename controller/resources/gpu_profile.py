@@ -24,11 +24,12 @@ from controller.resources.schema import (
     rules,
     spelled,
 )
+from solver.domain.fleet import Role
 
 MOST_ROWS = 512
 _WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _PREFIX = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_LABEL_KEY = rf"^({_PREFIX}(\.{_PREFIX})*/)?{_WORD}$"
+LABEL_KEY = rf"^({_PREFIX}(\.{_PREFIX})*/)?{_WORD}$"
 LabelValue = Annotated[
     str,
     spelled(
@@ -55,14 +56,35 @@ class Provenance(Part):
 
 
 class ThroughputRow(Part):
-    """At requests of this size one replica sustains ``maxRps`` with these latencies."""
+    """At requests of this size one replica sustains ``maxRps`` with these latencies.
 
+    A row of role prefill speaks of prompts alone: its output tokens and seconds between tokens do not count. One of
+    role decode speaks of what follows a prompt that others have read: its seconds to the first token do not count.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.role == 'decode' || has(self.ttftSeconds)",
+                "ttftSeconds is needed, but for rows of role decode",
+            ),
+            (
+                "self.role == 'prefill' || has(self.tbtSeconds)",
+                "tbtSeconds is needed, but for rows of role prefill",
+            ),
+        )
+    )
+
+    role: Role = Field(
+        default=Role.BOTH,
+        description="What was measured: whole requests, only prompts (prefill), or only what follows (decode).",
+    )
     input_tokens: Tokens
     output_tokens: Tokens
-    ttft_seconds: Latency = Field(description="Seconds to the first token at maxRps.")
-    tbt_seconds: Latency = Field(description="Seconds between tokens at maxRps.")
+    ttft_seconds: Latency | None = Field(default=None, description="Seconds to the first token at maxRps.")
+    tbt_seconds: Latency | None = Field(default=None, description="Seconds between tokens at maxRps.")
     max_rps: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        description="Requests per second of one replica, all its GPUs together.",
+        description="Requests (or prompts, or decodes) per second of one replica, all its GPUs together.",
         json_schema_extra=rules(("self >= 0.000001", "is less than 0.000001 requests per second")),
     )
 
@@ -119,7 +141,7 @@ class GpuProfileSpec(Part):
         description="Labels of the nodes whose GPUs are meant.",
         json_schema_extra=rules(
             (
-                f"self.all(key, key.size() <= 317 && key.matches({json.dumps(_LABEL_KEY)}))",
+                f"self.all(key, key.size() <= 317 && key.matches({json.dumps(LABEL_KEY)}))",
                 "a key is no name of a label, such as nvidia.com/gpu.product",
             )
         ),
@@ -128,6 +150,12 @@ class GpuProfileSpec(Part):
     provenance: Provenance
     throughput: tuple[ThroughputRow, ...] = Field(default=(), max_length=MOST_ROWS, json_schema_extra=ATOMIC)
     modelled: bool = Field(default=False, description="Use Ballast's performance model for the GPU type.")
+    kv_link_gbytes_per_second: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None,
+        description="GB/s of KV cache that one replica sends (role prefill) or takes (role decode), all its GPUs"
+        " together; no limit if left out.",
+        json_schema_extra=rules(("self >= 0.001", "is less than 0.001 GB/s")),
+    )
     power: Power | None = None
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from controller.resources.expert_placement import ExpertPlacementSpec, ExpertPlacementStatus
 from controller.resources.gpu_profile import GpuProfileSpec, GpuProfileStatus
 from controller.resources.model_service import ModelServiceSpec, ModelServiceStatus
+from controller.resources.node_power import NodePowerSpec, NodePowerStatus
 from controller.resources.plan import PlanSpec, PlanStatus
+from controller.resources.power_domain import PowerDomainSpec, PowerDomainStatus
 from controller.resources.schema import Part
 
 GROUP = "ballast.dev"
@@ -105,7 +107,7 @@ PLAN = Kind(
     namespaced=True,
     spec=PlanSpec,
     status=PlanStatus,
-    description="What Ballast proposes or does for one ModelService. Written by Ballast only.",
+    description="What Ballast proposes or does for one ModelService or ExpertPlacement. Written by Ballast only.",
     columns=(
         Column(name="Phase", path=".status.phase"),
         Column(name="Step", path=".status.step", type="integer"),
@@ -143,4 +145,48 @@ EXPERT_PLACEMENT = Kind(
         AGE,
     ),
 )
-KINDS = (MODEL_SERVICE, GPU_PROFILE, PLAN, EXPERT_PLACEMENT)
+POWER_DOMAIN = Kind(
+    kind="PowerDomain",
+    plural="powerdomains",
+    namespaced=False,
+    spec=PowerDomainSpec,
+    status=PowerDomainStatus,
+    description="Servers behind one breaker: what they may draw together, and how it is kept.",
+    short_names=("pdom",),
+    columns=(
+        Column(name="Level", path=".spec.level"),
+        Column(name="Mode", path=".spec.mode"),
+        Column(name="Power", path=".status.powerWatts", type="number", description="W"),
+        Column(name="Budget", path=".status.budgetWatts", type="number", description="W, now"),
+        Column(name="Theta", path=".status.theta", type="number", description="state of the breaker"),
+        Column(
+            name="Ratio",
+            path=".status.oversubscriptionRatio",
+            type="number",
+            description="largest draw without caps over the budget",
+        ),
+        Column(name="State", path=".status.state"),
+        Column(name="Guarantee", path='.status.conditions[?(@.type=="GuaranteeHolds")].status', wide=True),
+        Column(name="Message", path=".status.message", wide=True),
+        AGE,
+    ),
+)
+NODE_POWER = Kind(
+    kind="NodePower",
+    plural="nodepowers",
+    namespaced=False,
+    spec=NodePowerSpec,
+    status=NodePowerStatus,
+    description="Orders for the GPUs of one node, and what its agent did. Written by Ballast only.",
+    short_names=("npow",),
+    columns=(
+        Column(name="Mode", path=".spec.mode"),
+        Column(name="Safe", path=".spec.safe.lockMaxMHz", type="integer", description="MHz without a lease"),
+        Column(name="Ordered", path=".spec.generation", type="integer"),
+        Column(name="Done", path=".status.acknowledgedGeneration", type="integer"),
+        Column(name="Lease", path=".status.leaseState"),
+        Column(name="Healthy", path='.status.conditions[?(@.type=="ActuatorsHealthy")].reason'),
+        AGE,
+    ),
+)
+KINDS = (MODEL_SERVICE, GPU_PROFILE, PLAN, EXPERT_PLACEMENT, POWER_DOMAIN, NODE_POWER)

@@ -4,13 +4,16 @@ It exists as the one truth about the resource: the CRD is generated from it and 
 What a target already states (image, GPUs per pod, replicas) is never repeated here.
 """
 
+import re
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from controller.resources.schema import (
     ATOMIC,
     PATH,
+    PROMETHEUS_URL,
     Amount,
     Conditions,
     DataKey,
@@ -20,6 +23,7 @@ from controller.resources.schema import (
     Money,
     ObjectName,
     Part,
+    PlanRef,
     Rate,
     Replicas,
     Selector,
@@ -32,6 +36,7 @@ from controller.resources.schema import (
     rules,
     spelled,
 )
+from solver.domain.fleet import Role
 
 MOST_VARIANTS = 16
 MOST_BUCKETS = 256
@@ -102,8 +107,14 @@ class Scrape(Part):
 class PrometheusSource(Part):
     """Traffic read from a Prometheus server."""
 
-    url: Url
+    url: Url = Field(description=PROMETHEUS_URL)
     selector: Selector = ""
+    output_selector: Selector | None = Field(
+        default=None,
+        description="Label matchers of the engines that tell how long outputs are, where others take the requests in:"
+        " with prefill and decode variants selector names the pods of prefill (and both), this those of decode (and"
+        " both).",
+    )
     engine: Engine = Engine.VLLM
 
 
@@ -148,6 +159,10 @@ class VariantSpec(Part):
     )
 
     name: Label
+    role: Role = Field(
+        default=Role.BOTH,
+        description="What its pods do: whole requests, only prompts (prefill), or only what follows (decode).",
+    )
     target_ref: TargetRef
     gpu_profile: ObjectName = Field(description="Name of a GpuProfile.")
     service: ObjectName | None = Field(
@@ -176,6 +191,79 @@ class Change(Part):
     )
 
 
+_TO_A_DAY = (
+    "(6[0-9]|[7-9][0-9]|[1-9][0-9]{2,3}|[1-7][0-9]{4}|8[0-5][0-9]{3}|86[0-3][0-9]{2}|86400)s?"
+    "|([1-9][0-9]{0,2}|1[0-3][0-9]{2}|14[0-3][0-9]|1440)m"
+    "|([1-9]|1[0-9]|2[0-4])h"
+)
+
+
+def _seconds(value: object) -> object:
+    """Read a time such as 30m, 1800s or 1800 as whole seconds."""
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(_TO_A_DAY, value) is None:
+        raise ValueError("is no time from 60 s to 24 h, such as 1800 or 30m")
+    return int(value.rstrip("smh")) * {"m": 60, "h": 3600}.get(value[-1], 1)
+
+
+Horizon = Annotated[
+    int,
+    Field(ge=60, le=86_400),
+    BeforeValidator(_seconds),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "minimum": 60,
+            "maximum": 86_400,
+            "maxLength": 6,
+            **rules(
+                (
+                    f"type(self) == int || self.matches('^({_TO_A_DAY})$')",
+                    "is no time from 60 s to 24 h, such as 1800 or 30m",
+                )
+            ),
+        }
+    ),
+]
+
+
+class ForecastSpec(Part):
+    """Plan for the rate that is to come, not only for what was just seen."""
+
+    horizon: Horizon = Field(
+        default=1800,
+        description="Plans carry the traffic up to so far ahead: seconds, or a time such as 30m. At least the time from"
+        " a decision to ready replicas, plus the time to the next decision.",
+    )
+    violation_probability: float = Field(
+        default=0.01,
+        ge=0,
+        le=0.25,
+        description="Probability that the traffic up to the horizon exceeds what is planned for; at least 0.0001.",
+        json_schema_extra=rules(("self >= 0.0001", "is smaller than 0.0001")),
+    )
+
+    @property
+    def horizon_s(self) -> float:
+        """The horizon in seconds."""
+        return float(self.horizon)
+
+
+class RehearsalSpec(Part):
+    """Simulate a plan on the last window of traffic before it is applied."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Refuse a plan in mode Auto that would keep the SLO for fewer requests than what runs does, and for"
+        " fewer than its percentile asks. A plan that only adds, or is needed at once, is never held.",
+    )
+    window_seconds: int = Field(
+        default=600, ge=60, le=3600, description="Seconds of traffic that are simulated."
+    )
+    strict: bool = Field(default=False, description="Hold a plan that cannot be rehearsed, too.")
+
+
 class ModelServiceSpec(Part):
     """The wishes of a team for one served model."""
 
@@ -189,13 +277,32 @@ class ModelServiceSpec(Part):
                 "two variants name the same targetRef",
             ),
             (
-                "!has(self.httpRoute) || self.variants.all(v, has(v.service))",
-                "httpRoute needs the service of every variant",
+                (
+                    "self.variants.exists(v, v.role == 'prefill')"
+                    " == self.variants.exists(v, v.role == 'decode')"
+                ),
+                "a variant of role prefill needs one of role decode, and the reverse: nobody would do the rest",
             ),
             (
                 (
-                    "!has(self.httpRoute) || self.variants.exists(v, !has(v.service))"
-                    " || self.variants.all(a, self.variants.exists_one(b, b.service == a.service))"
+                    "!has(self.traffic.prometheus) || self.variants.all(v, v.role == 'both')"
+                    " || (has(self.traffic.prometheus.selector) && self.traffic.prometheus.selector != ''"
+                    " && has(self.traffic.prometheus.outputSelector)"
+                    " && self.traffic.prometheus.outputSelector != '')"
+                ),
+                (
+                    "traffic.prometheus needs selector and outputSelector with prefill and decode variants: the pods"
+                    " that take requests in, and those that give outputs"
+                ),
+            ),
+            (
+                "!has(self.httpRoute) || self.variants.all(v, v.role == 'decode' || has(v.service))",
+                "httpRoute needs the service of every variant but those of role decode",
+            ),
+            (
+                (
+                    "!has(self.httpRoute) || self.variants.all(a, !has(a.service)"
+                    " || self.variants.exists_one(b, has(b.service) && b.service == a.service))"
                 ),
                 "two variants name the same service: httpRoute could not tell them apart",
             ),
@@ -221,7 +328,14 @@ class ModelServiceSpec(Part):
     )
     http_route: RouteRef | None = Field(
         default=None,
-        description="HTTPRoute whose backend weights follow the plan; each variant names its service.",
+        description="HTTPRoute whose backend weights follow the plan; each variant that requests are sent to names its"
+        " service, those of role decode need none.",
+    )
+    kv_bytes_per_prompt_token: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        default=None,
+        description="Bytes of KV cache that go from a prefill to a decode replica for each token of a prompt; those of"
+        " Ballast's catalogue of models if left out.",
+        json_schema_extra=rules(("self >= 1.0", "is less than 1 byte per token")),
     )
     headroom_ratio: float = Field(
         default=0.1, ge=0, le=0.9, description="Part of the capacity that stays free of planned traffic."
@@ -230,6 +344,13 @@ class ModelServiceSpec(Part):
         default=0, ge=0, le=50, description="Whichever so many replicas fail, the rest serve."
     )
     change: Change = Change()
+    forecast: ForecastSpec | None = Field(
+        default=None,
+        description="Plan for the measured traffic as it is forecast; by the largest rate of late if left out.",
+    )
+    rehearsal: RehearsalSpec | None = Field(
+        default=None, description="Simulate plans before they are applied; not done if left out."
+    )
 
 
 class DemandStatus(Part):
@@ -239,10 +360,20 @@ class DemandStatus(Part):
     sampled_at: Time
 
 
+class ForecastStatus(Part):
+    """How the rate that was planned for was found."""
+
+    requests_per_second: Amount = Field(description="What is planned for.")
+    rule: str = Field(max_length=64, description="The rule that gave it, as ballast forecast names it.")
+    quantile: float = Field(ge=0, le=1, description="Quantile of the rule's past errors that was taken.")
+    fallback: Text = Field(default="", description="Why the largest rate of late is planned for instead.")
+
+
 class CurrentReplicas(Part):
     """What runs of one variant."""
 
     variant: Label
+    role: Role | None = Field(default=None, description="Left out for whole requests.")
     replicas: int = Field(ge=0)
     ready: int = Field(ge=0)
 
@@ -251,14 +382,8 @@ class DesiredReplicas(Part):
     """What the plan wants of one variant."""
 
     variant: Label
+    role: Role | None = Field(default=None, description="Left out for whole requests.")
     replicas: int = Field(ge=0)
-
-
-class PlanRef(Part):
-    """The Plan in force or waiting for approval, in the same namespace."""
-
-    name: ObjectName
-    digest: str = Field(max_length=128)
 
 
 class ModelServiceStatus(Part):
@@ -267,6 +392,7 @@ class ModelServiceStatus(Part):
     observed_generation: int = Field(default=0, ge=0)
     conditions: Conditions = ()
     demand: DemandStatus | None = None
+    forecast: ForecastStatus | None = None
     current: tuple[CurrentReplicas, ...] = Field(
         default=(), max_length=MOST_VARIANTS, json_schema_extra=list_map("variant")
     )

@@ -92,6 +92,10 @@ Url = Annotated[
         max_length=1024,
     ),
 ]
+PROMETHEUS_URL = (
+    "Of a Prometheus, up to where /api/v1 begins. Tokens, certificates and tenants for it are the installation's:"
+    " chart value prometheus.access."
+)
 Selector = Annotated[
     str,
     spelled(
@@ -157,3 +161,10 @@ class TargetRef(Part):
     api_version: str = Field(default="apps/v1", max_length=64)
     kind: str = Field(json_schema_extra={"enum": ["Deployment", "StatefulSet", "LeaderWorkerSet"]})
     name: ObjectName
+
+
+class PlanRef(Part):
+    """The Plan in force or waiting for approval, in the same namespace."""
+
+    name: ObjectName
+    digest: str = Field(max_length=128)

@@ -5,22 +5,21 @@ is an ExpertPlacement, and never in the operator's own process. It decides nothi
 `solver.experts.place` does.
 """
 
-import contextlib
-import multiprocessing
-import os
-import resource
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 
 import numpy as np
 import structlog
 
 from controller.operator.brain import CRASHED, MEMORY, OVERRUN
+from controller.operator.child import (
+    Answerer,
+    AnswerError,
+    Child,
+    ChildEndedError,
+    ChildMemoryError,
+    ChildOverranError,
+)
 from solver.domain.errors import InputError
 from solver.domain.moe import ExpertCosts, ExpertInstance, ExpertPlan, ExpertTopology, Migration, Slots
 
@@ -64,112 +63,62 @@ class Failure:
 
 @dataclass(slots=True)
 class Placer:
-    """The parent's side. Not for use by several threads at once."""
+    """The parent's side. `place` is for one thread; `close` for any."""
 
     memory_mib: int = 4096
-    _process: SpawnProcess | None = None
-    _pipe: Connection | None = None
+    _child: Child = field(init=False)
     _warm: set[tuple[str, str, bool]] = field(default_factory=set)
-    _closing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._child = Child(
+            name="ballast-experts", make=_solver, memory_mib=self.memory_mib, start_limit_s=START_LIMIT_S
+        )
 
     def place(self, task: Task) -> ExpertPlan | Failure:
         """Solve; the child is replaced if it overruns or dies."""
+        if self._child.pid is None:
+            self._warm = set()
         limit_s = task.time_limit_s + GRACE_S + (0.0 if task.way in self._warm else COMPILE_LIMIT_S)
-        until_s = float("inf")
         try:
-            pipe = self._ready()
-            until_s = time.monotonic() + limit_s
-            with self._killed_after(limit_s):
-                pipe.send(task)
-            if not pipe.poll(max(0.0, until_s - time.monotonic())):
-                return self._failed(
-                    OVERRUN, f"the solver did not answer within {limit_s:g} s and was stopped"
-                )
-            kind, value = pipe.recv()
-        except (OSError, EOFError):
-            return self._failed(CRASHED, "the solver ended unexpectedly")
+            kind, value = self._child.ask(task, limit_s=limit_s)
+        except ChildOverranError:
+            return _failed(OVERRUN, f"the solver did not answer within {limit_s:g} s and was stopped")
+        except ChildMemoryError:
+            return _failed(MEMORY, f"the solver needed more than {self.memory_mib} MiB and was stopped")
+        except ChildEndedError:
+            return _failed(CRASHED, "the solver ended unexpectedly")
+        except AnswerError as error:
+            return Failure(reason=CRASHED, message=f"the solver failed: {error}")
         if kind == "done":
             self._warm.add(task.way)
             plan: ExpertPlan = value
             return plan
-        if kind == MEMORY:
-            return self._failed(MEMORY, f"the solver needed more than {self.memory_mib} MiB and was stopped")
         return Failure(reason=kind, message=str(value))
-
-    @contextlib.contextmanager
-    def _killed_after(self, limit_s: float) -> Iterator[None]:
-        process = self._process
-        timer = threading.Timer(limit_s, lambda: None if process is None else process.kill())
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _ready(self) -> Connection:
-        if self._pipe is not None and self._process is not None and self._process.is_alive():
-            return self._pipe
-        self.close()
-        # more threads than cores make numpy's products slower by far, and the operator has few
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_work, args=(theirs, self.memory_mib), name="ballast-experts", daemon=True
-        )
-        process.start()
-        theirs.close()
-        self._process, self._pipe = process, ours
-        if not ours.poll(START_LIMIT_S):
-            raise EOFError
-        ours.recv()
-        return ours
-
-    def _failed(self, reason: str, message: str) -> Failure:
-        self.close()
-        log.error("experts' solver", reason=reason)
-        return Failure(reason=reason, message=f"{message}; the map in force stays, it is tried again later")
 
     def close(self) -> None:
         """Stop the child."""
-        with self._closing:
-            if self._pipe is not None:
-                self._pipe.close()
-            if self._process is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    self._process.kill()
-                self._process.join(5)
-            self._process = self._pipe = None
-            self._warm = set()
+        self._child.close()
 
 
-def _work(pipe: Connection, memory_mib: int) -> None:
-    """Child: answer until the parent goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # solvers print lines of their own
-    size = memory_mib * 2**20
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    pipe.send(("ready", None))
+def _failed(reason: str, message: str) -> Failure:
+    log.error("experts' solver", reason=reason)
+    return Failure(reason=reason, message=f"{message}; the map in force stays, it is tried again later")
+
+
+def _solver() -> Answerer:
+    """Child: solve tasks one after the other."""
     warm: set[tuple[str, str, bool]] = set()
-    while True:
-        try:
-            task: Task = pipe.recv()
-        except (EOFError, OSError):
-            return
+
+    def answer(task: Task) -> tuple[str, object]:
         try:
             if task.way not in warm:  # compiling is no part of the time to solve
                 solved(_toy(task))
                 warm.add(task.way)
-            pipe.send(solved(task))
-        except MemoryError:
-            pipe.send((MEMORY, None))
+            return solved(task)
         except InputError as error:
-            pipe.send((REFUSED, str(error)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent names it in a condition
-            pipe.send((CRASHED, f"the solver failed: {type(error).__name__}: {error}"))
+            return REFUSED, str(error)
+
+    return answer
 
 
 def solved(task: Task) -> tuple[str, object]:

@@ -1,13 +1,14 @@
-"""The loop over ExpertPlacements: look at loads, place, write the map, restart if asked, say how things stand.
+"""The loop over ExpertPlacements: look at loads, place, write Plans, bring them forward, say how things stand.
 
 It exists beside the loop over services because nothing ties them: experts share no GPUs with others, and a slow solve
 or a dead source must delay no replica. It runs on the leader alone, in a thread of its own, and writes through the same
-fenced `Api`. The map in the cluster is its only memory; what it keeps itself saves work, nothing else.
+fenced `Api`. The map and the Plan in the cluster are its only memory; what it keeps itself saves work, nothing else.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,55 +21,53 @@ from controller.operator.api import (
     CONFIG_MAPS,
     CONTROLLER,
     EXPERT_PLACEMENTS,
+    PLANS,
     PODS,
     STATUS,
     Api,
     ApiError,
     Object,
 )
+from controller.operator.experts.case import Book, Case, kept_of
 from controller.operator.experts.child import Failure, Placer, Task
+from controller.operator.experts.freshness import stale, take
 from controller.operator.experts.group import instance_of, topology_of
-from controller.operator.experts.outputs import (
-    Written,
-    body_of,
-    data_of,
-    found,
-    name_of,
-    outputs_of,
+from controller.operator.experts.history import LoadHistory
+from controller.operator.experts.outputs import data_of
+from controller.operator.experts.plans import (
+    body_of_plan,
+    needs_approval,
+    plan_key,
+    plan_of,
+    same_change,
+    steps_of,
+    write_plan,
 )
-from controller.operator.experts.recorded import Look, look, measured
-from controller.operator.experts.restart import observed, restart
+from controller.operator.experts.recorded import Look, look
+from controller.operator.experts.restart import observed
+from controller.operator.experts.rollout import FAILED, Actuation, Waits, bring_forward, supersede
 from controller.operator.experts.smoothing import Smoothed
-from controller.operator.experts.status import Progress, figures_of, refusal_of, status_of
+from controller.operator.experts.status import Progress, status_of
 from controller.operator.notices import Notices
 from controller.operator.status import unchanged
 from controller.operator.times import parse_time, written_time
-from controller.operator.views import APPROVED, PAUSED
+from controller.operator.views import PAUSED, PlanView
 from controller.operator.world import Key, World
 from controller.resources.expert_placement import ApplyMode, Approval, ExpertPlacementSpec
+from controller.resources.plan import ExpertStep, Phase, PlanSpec
 from solver.domain.errors import InputError
 from solver.domain.moe import ExpertPlan, ExpertTopology
+from telemetry.sources.prometheus_access import PrometheusServers
 
 log = structlog.get_logger(__name__)
 READERS = 8
 AGAIN_S = 15.0
-"""A measured source that failed is asked again after so long, or after a window if that is shorter."""
+"""An odd object is looked at again after so long."""
 MOST_BACKOFF_S = 600.0
-FRESH_WINDOWS = 3
+FAILED_WAIT_S = 60.0
 WRITE_REFUSED = "WriteRefused"
 REFUSED = frozenset({400, 403, 413, 422})
 """What the API server says of one object for what it is: it waits, no other does."""
-_FIGURES = (
-    "objectiveUs",
-    "lowerBoundUs",
-    "gap",
-    "balance",
-    "crossGpu",
-    "crossNode",
-    "movedRatio",
-    "predictedMoveSeconds",
-    "netGainSeconds",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,70 +81,6 @@ class ExpertSettings:
     memory_mib: int = 4096
 
 
-@dataclass(slots=True, eq=False)
-class Book:
-    """What is remembered of one placement, to save work."""
-
-    uid: str
-    generation: int = -1
-    spec: ExpertPlacementSpec | None = None
-    trouble: str = ""
-    source: Any = None
-    """Of the loads that are remembered."""
-    look: Look | None = None
-    next_look_s: float = 0.0
-    smoothed: Smoothed = field(default_factory=Smoothed)
-    decided: tuple[Any, ...] | None = None
-    """What the last answer was found for."""
-    plan: ExpertPlan | None = None
-    failure: tuple[str, str] = ("", "")
-    failures: int = 0
-    until_s: float = 0.0
-    """Monotonic: left out until then."""
-
-    def standing(self, case: "Case", *, applied: bool) -> Progress:
-        """Say what the last answer was."""
-        kept = case.kept()
-        if self.plan is None:
-            return Progress(solved="feasible" if case.there else "", applied=applied, **kept)
-        figures = figures_of(self.plan)
-        refused = refusal_of(self.plan)
-        return Progress(
-            solved=_solved(self), refused=refused, applied=applied, **{**kept, "figures": figures}
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Case:
-    """One placement in one round."""
-
-    key: Key
-    body: Object
-    book: Book
-    spec: ExpertPlacementSpec
-    written: Written = field(default_factory=Written)
-    load: tuple[str, str] = ("", "")
-    """Why the loads say nothing new."""
-
-    @property
-    def name(self) -> str:
-        """Namespace and name."""
-        return f"{self.key[0]}/{self.key[1]}"
-
-    @property
-    def there(self) -> bool:
-        """A map is written."""
-        return bool(self.written.data)
-
-    def kept(self) -> dict[str, Any]:
-        """Return what the status says already, and what the ConfigMap itself says."""
-        return _kept(self.body) | {
-            "outputs": tuple(outputs_of(self.key, self.spec, self.written.data)),
-            "digest": self.written.digest,
-            "made_at": self.written.made_at,
-        }
-
-
 @dataclass(slots=True, kw_only=True)
 class ExpertLoop:
     """State that may be lost at any time."""
@@ -156,6 +91,13 @@ class ExpertLoop:
     notices: Notices
     settings: ExpertSettings
     placer: Placer = field(default_factory=Placer)
+    history: LoadHistory | None = None
+    """None: no database."""
+    servers: PrometheusServers = field(default_factory=PrometheusServers)
+    """What Prometheus servers are brought."""
+    epoch: Callable[[], int] = lambda: 0
+    on_step: Callable[[Key, PlanSpec, int, str], None] = lambda *_args: None
+    """Told of every Plan and step, with the key of the Plan."""
     clock: Callable[[], float] = time.time
     stopping: threading.Event = field(default_factory=threading.Event)
     rounds: int = 0
@@ -164,15 +106,14 @@ class ExpertLoop:
 
     def run(self) -> None:
         """Go round until stopped."""
-        known: dict[Key, str] = {}
+        known: list[Any] = []
         seen, last_s = -1, float("-inf")
         while not self.stopping.is_set():
             left_s = last_s + self.settings.poll_s - time.monotonic()
             seen = self.world.wait(seen, timeout_s=max(0.05, left_s))
             if self.stopping.wait(0.1):
                 break
-            now_known = self.world.known(EXPERT_PLACEMENTS.kind)
-            if now_known == known and time.monotonic() < last_s + self.settings.poll_s:
+            if self._known() == known and time.monotonic() < last_s + self.settings.poll_s:
                 continue
             last_s = time.monotonic()
             try:
@@ -181,10 +122,25 @@ class ExpertLoop:
                 log.warning("experts", error=str(error))
             except Exception:
                 log.exception("experts' round failed")
-            known = self.world.known(EXPERT_PLACEMENTS.kind)
+            known = self._known()
             self.rounds += 1
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.placer.close()
+
+    def _known(self) -> list[Any]:
+        """Return what a round starts from: versions of placements and of their Plans, which people approve."""
+        versions = self.world.known(EXPERT_PLACEMENTS.kind)
+        plans = [self.world.get(PLANS.kind, plan_key(key)) for key in versions]
+        return [versions, *(None if p is None else p["metadata"].get("resourceVersion") for p in plans)]
+
+    def present(self) -> dict[Key, tuple[Mapping[str, Any], Book]]:
+        """Return the status and what is remembered of every placement that is there; for any thread."""
+        bodies = self.world.all(EXPERT_PLACEMENTS.kind)
+        return {
+            key: (bodies[key].get("status") or {}, book)
+            for key, book in self._books.copy().items()
+            if key in bodies
+        }
 
     def once(self) -> None:
         """Bring every placement as far as it can go now."""
@@ -200,8 +156,11 @@ class ExpertLoop:
             book = self._books[key]
             if body["metadata"].get("deletionTimestamp"):
                 continue
+            tries = time.monotonic() >= book.until_s
             try:
                 progress = self._advance(key, body, book)
+                if tries and book.failure[0] == WRITE_REFUSED:  # it was not refused again
+                    book.failures, book.failure = 0, ("", "")
                 self._say(key, body, book.spec, progress)
             except ApiError as error:
                 self._refused(key, book, error)
@@ -255,96 +214,179 @@ class ExpertLoop:
         def one(entry: tuple[Key, Book]) -> Look:
             key, book = entry
             assert book.spec is not None  # noqa: S101 - for the type checker: so chosen
-            return look(self.reading, key, book.spec, folder=self.settings.loads_folder, known=book.look)
+            return look(
+                self.reading,
+                key,
+                book.spec,
+                folder=self.settings.loads_folder,
+                known=book.look,
+                history=self.history,
+                servers=self.servers,
+            )
 
         for (_, book), found_now in zip(due, self._pool.map(one, due), strict=True):
-            self._take(book, found_now)
-
-    def _take(self, book: Book, now: Look) -> None:
-        spec = book.spec
-        if spec is None:
-            return
-        before, book.look = book.look, now
-        window_s = spec.load_source.window_seconds
-        if not measured(spec):
-            book.next_look_s = 0.0
-        elif now.recording is None:
-            book.next_look_s = time.monotonic() + min(AGAIN_S, window_s)
-        else:
-            book.next_look_s = time.monotonic() + window_s
-        if now.recording is None:
-            # what was read stays known, so that the same recording is no new window when it is back
-            if before is not None:
-                book.look = replace(before, reason=now.reason, message=now.message)
-            return
-        fresh = before is None or before.recording is None or before.version != now.version
-        if measured(spec):
-            fresh = True
-        if not now.recording.load.sum() > 0.0:
-            book.look = replace(now, reason="NoTokens", message="the recording holds no tokens")
-        elif fresh:
-            book.smoothed.add(now.recording, spec.load_source.ewma_alpha)
-
-    def _stale(self, book: Book, spec: ExpertPlacementSpec) -> tuple[str, str]:
-        known = book.look
-        if known is None:
-            return "LoadMissing", "the loads were not read yet"
-        if known.reason:
-            return known.reason, known.message
-        limit_s = spec.load_source.max_age_seconds
-        if limit_s is None and measured(spec):
-            limit_s = FRESH_WINDOWS * spec.load_source.window_seconds
-        age_s = self.clock() - known.at_s
-        if limit_s is not None and age_s > limit_s:
-            return "LoadOld", f"the recording is older than {limit_s} s"
-        return "", ""
+            take(book, found_now)
 
     # -- decide and act -------------------------------------------------------------------------------------------
 
     def _advance(self, key: Key, body: Object, book: Book) -> Progress:
         spec = book.spec
         if spec is None:
-            return Progress(trouble=book.trouble, **_kept(body))
+            return Progress(trouble=book.trouble, **kept_of(body))
+        plan, taken = self._plan(key, book)
         paused = self._paused(body, spec)
+        if plan is not None and plan.paused:
+            paused = paused or f"Plan {plan_key(key)[1]} is paused: nothing is changed until it is taken off"
         if paused:
-            return Progress(paused=paused, **_kept(body))
-        case = Case(key=key, body=body, book=book, spec=spec, load=self._stale(book, spec))
+            return Progress(paused=paused, **kept_of(body))
+        case = Case(key=key, body=body, book=book, spec=spec, plan=plan, load=stale(book, spec, self.clock()))
         if spec.apply is ApplyMode.NONE:
-            return self._decided(case)
-        written = found(self.reading.get(CONFIG_MAPS, key[0], name_of(key)), book.uid, spec)
-        if not written.ours:
-            taken = f"ConfigMap {name_of(key)} is somebody else's: rename or delete it"
-            return Progress(load=case.load, blocked=("ConfigMapTaken", taken), **case.kept())
-        case = replace(case, written=written)
+            return self._decided(self._taken_back(case, "apply: none"))
+        case = case.seen(self.reading.get(CONFIG_MAPS, *plan_key(key)))
+        blocked = self._obstacle(case, taken=taken)
+        if blocked[0]:
+            return self._blocked(case, blocked)
         if book.failure[0] == WRITE_REFUSED and time.monotonic() < book.until_s:
-            return replace(book.standing(case, applied=False), load=case.load, blocked=book.failure)
-        waiting = self._restarted(case)
-        if waiting[0]:
-            # a map that is not rolled out yet is not the one in force: no other is sought before
-            return Progress(load=case.load, solved=_solved(book), blocked=waiting, **case.kept())
-        return self._decided(case)
+            standing = replace(book.standing(case), applied=False)
+            return replace(standing, load=case.load, blocked=book.failure)
+        if spec.apply is ApplyMode.ROLLOUT_RESTART and spec.target_ref is not None:
+            try:
+                case = replace(case, rollout=observed(self.reading, key, spec.target_ref))
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+                return self._blocked(case, ("TargetMissing", str(error)))
+        if case.in_flight and plan is not None and plan.spec.generation != book.generation:
+            case = self._taken_back(case, "the ExpertPlacement changed")
+        case, waits = self._forward(case)
+        if waits[0] and waits[0] != "WaitingForApproval":
+            return self._blocked(case, waits)
+        unready = self._unready(case)
+        if unready[0] and not case.another_wish:
+            # a map that is not rolled out is not the one in force: no other is sought before
+            return self._blocked(case, unready)
+        progress = self._decided(case)
+        case = replace(case, plan=self._plan(key, book)[0])
+        if not case.in_flight:
+            return progress
+        case, waits = self._forward(case)
+        kept = {name: value for name, value in case.kept().items() if name != "figures"}
+        return replace(progress, blocked=waits, applied=case.applied, **kept)
+
+    def _obstacle(self, case: Case, *, taken: bool) -> Waits:
+        name = plan_key(case.key)[1]
+        if not case.written.ours:
+            return "ConfigMapTaken", f"ConfigMap {name} is somebody else's: rename or delete it"
+        if taken:
+            return "PlanTaken", f"Plan {name} is somebody else's: one of the two needs another name"
+        return "", ""
+
+    def _blocked(self, case: Case, why: Waits) -> Progress:
+        return Progress(load=case.load, solved=case.book.solved, blocked=why, **case.kept())
+
+    def _unready(self, case: Case) -> Waits:
+        """Say why what was restarted does not run."""
+        rollout, plan, target = case.rollout, case.plan, case.spec.target_ref
+        if rollout is None or target is None or case.in_flight or not case.there:
+            return "", ""
+        if rollout.done or rollout.digest != case.written.digest:
+            return "", ""
+        if plan is not None and plan.current.phase is Phase.FAILED:
+            return FAILED, plan.current.message
+        name = f"{target.kind} {target.name}"
+        return "TargetNotReady", f"{name}: not all pods are of the present template, and ready"
+
+    # -- Plans ----------------------------------------------------------------------------------------------------
+
+    def _plan(self, key: Key, book: Book) -> tuple[PlanView | None, bool]:
+        """Read the Plan of a placement; with whether one of its name is somebody else's."""
+        body = self.world.get(PLANS.kind, plan_key(key))
+        if book.plan_read is None or book.plan_read[0] is not body:
+            book.plan_read = (body, plan_of(body, book.uid))
+        return book.plan_read[1]
+
+    def _actuation(self, case: Case) -> Actuation:
+        now_s = self.clock()
+
+        def tell(reason: str, message: str, *, warning: bool = False) -> None:
+            self._tell(case.key, case.book, reason, message, warning=warning)
+
+        return Actuation(
+            key=case.key,
+            uid=case.book.uid,
+            api=self.api,
+            reading=self.reading,
+            epoch=self.epoch(),
+            now=written_time(now_s),
+            now_s=now_s,
+            config_map=case.config_map,
+            put=self.world.put,
+            tell=tell,
+            on_step=self.on_step,
+        )
+
+    def _forward(self, case: Case) -> tuple[Case, Waits]:
+        """Bring a Plan forward that is not done yet."""
+        if case.plan is None or not case.in_flight:
+            return case, ("", "")
+        act = self._actuation(case)
+        automatic = case.spec.mode is Approval.AUTO or not needs_approval(case.plan.spec)
+        plan, waits = bring_forward(case.plan, act, automatic=automatic)
+        return replace(case, plan=plan).seen(act.config_map), waits
+
+    def _taken_back(self, case: Case, why: str) -> Case:
+        if case.plan is None or not case.in_flight:
+            return case
+        return replace(case, plan=supersede(case.plan, self._actuation(case), why))
+
+    def _proposed(
+        self, case: Case, answer: ExpertPlan, data: dict[str, str], steps: Sequence[ExpertStep]
+    ) -> Case:
+        """Write a Plan."""
+        key, book = case.key, case.book
+        spec = write_plan(
+            case,
+            answer,
+            data,
+            steps,
+            solve_id=uuid.uuid4().hex[:12],
+            made_at=written_time(self.clock()),
+        )
+        known = self.world.get(PLANS.kind, plan_key(key))
+        version = ABSENT if known is None else str(known["metadata"]["resourceVersion"])
+        if case.plan is not None:
+            version = case.plan.version
+        body = body_of_plan(key, book.uid, spec, version=version)
+        self.world.put(PLANS.kind, self.api.apply(PLANS, body, manager=CONTROLLER, force=True))
+        self._tell(key, book, "PlanMade", f"Plan {spec.digest}: {spec.reasons[0]}; {spec.reasons[1]}")
+        self.on_step(key, spec, -1, "planned")
+        return replace(case, plan=self._plan(key, book)[0])
+
+    # -- decide ---------------------------------------------------------------------------------------------------
 
     def _decided(self, case: Case) -> Progress:
-        """Seek a map if something changed and it is time, and write it."""
-        book, spec, written, kept = case.book, case.spec, case.written, case.kept()
+        """Seek a map if something changed and it is time, and propose it."""
+        book, spec, kept = case.book, case.spec, case.kept()
         if case.load[0]:
-            return Progress(load=case.load, solved=_solved(book), applied=case.there, **kept)
+            return Progress(load=case.load, solved=book.solved, applied=case.applied, **kept)
         try:
             topology = topology_of(case.key, spec, self.world.all(PODS.kind))
         except InputError as error:
-            return Progress(infeasible=("TopologyUnknown", str(error)), applied=case.there, **kept)
-        state = (book.generation, book.smoothed.windows, topology, written.digest)
-        if book.decided == state:
-            return book.standing(case, applied=case.there)
+            return Progress(infeasible=("TopologyUnknown", str(error)), applied=case.applied, **kept)
+        if book.decided == _state(case, topology):
+            return book.standing(case)
         if time.monotonic() < book.until_s:
-            return Progress(solver=book.failure, applied=case.there, **kept)
-        if self._too_soon(case):
-            waits = f"another map is sought {spec.migration.min_interval_seconds} s after the last"
-            return replace(book.standing(case, applied=case.there), waits=waits)
+            return Progress(solver=book.failure, applied=case.applied, **kept)
+        least_s = self._too_soon_s(case)
+        if least_s:
+            waits = f"another map is sought {least_s:.0f} s after the last"
+            return replace(book.standing(case), waits=waits)
         answer = self._placed(case, topology)
         if isinstance(answer, Progress):
             return answer
-        book.plan, book.failures, book.failure = answer, 0, ("", "")
+        book.answer = answer
+        if book.failure[0] != WRITE_REFUSED:  # that a map is found does not say that it may be written
+            book.failures, book.failure = 0, ("", "")
         log.info(
             "experts",
             placement=case.name,
@@ -352,26 +394,34 @@ class ExpertLoop:
             gap=answer.gap_ratio,
             refused=answer.refused,
         )
-        if spec.apply is ApplyMode.NONE:
-            book.decided = state
-            return book.standing(case, applied=False)
-        try:
-            data = data_of(spec, topology, answer.physical_to_logical)
-        except InputError as error:
-            book.decided = state
-            return Progress(infeasible=("EngineRefuses", str(error)), applied=case.there, **kept)
-        if data == written.data:
-            book.decided = state
-            return book.standing(case, applied=True)
-        return self._write(case, answer, topology, data)
+        if spec.apply is not ApplyMode.NONE:
+            try:
+                data = data_of(spec, topology, answer.physical_to_logical)
+            except InputError as error:
+                book.decided = _state(case, topology)
+                return Progress(infeasible=("EngineRefuses", str(error)), applied=case.applied, **kept)
+            steps = steps_of(spec, case.written, data, case.rollout)
+            if not steps:
+                case = self._taken_back(case, "the move does not pay any more")
+            elif case.plan is None or not case.in_flight or not same_change(case.plan, data, steps):
+                case = self._proposed(case, answer, data, steps)
+        book.decided = _state(case, topology)
+        return book.standing(case)
 
-    def _too_soon(self, case: Case) -> bool:
-        """Whether the last map is too young for another; one for another wish does not wait."""
-        written = case.written
-        if written.p2l is None or case.book.generation != _seen_generation(case.body):
-            return False
-        age_s = self.clock() - parse_time(written.made_at)
-        return age_s < case.spec.migration.min_interval_seconds
+    def _too_soon_s(self, case: Case) -> float:
+        """Return the time between maps if the last is too young for another; one for another wish does not wait."""
+        if case.another_wish:
+            return 0.0
+        least_s = float(case.spec.migration.min_interval_seconds)
+        times = [case.written.made_at] if case.written.p2l is not None else []
+        plan = case.plan
+        if plan is not None and plan.current.phase is Phase.FAILED:
+            least_s = max(least_s, FAILED_WAIT_S)
+            times.append(plan.spec.made_at)
+        elif plan is not None and case.in_flight:
+            times.append(plan.spec.made_at)
+        age_s = min((self.clock() - parse_time(at) for at in times), default=float("inf"))
+        return least_s if age_s < least_s else 0.0
 
     def _placed(self, case: Case, topology: ExpertTopology) -> ExpertPlan | Progress:
         """Solve; a Progress says why there is no answer."""
@@ -379,7 +429,8 @@ class ExpertLoop:
         try:
             instance = instance_of(case.key, spec, topology, book.smoothed)
         except InputError as error:
-            return Progress(infeasible=("LoadInsufficient", str(error)), applied=case.there, **kept)
+            return Progress(infeasible=("LoadInsufficient", str(error)), applied=case.applied, **kept)
+        began_s = time.monotonic()
         answer = self.placer.place(
             Task(
                 instance=instance,
@@ -392,56 +443,11 @@ class ExpertLoop:
                 least_gain_s=spec.migration.min_net_gain_seconds,
             )
         )
+        book.solve_s = time.monotonic() - began_s
         if isinstance(answer, Failure):
             self._set_back(book, answer.reason, answer.message)
-            return Progress(solver=book.failure, applied=case.there, **kept)
+            return Progress(solver=book.failure, applied=case.applied, **kept)
         return answer
-
-    def _write(
-        self, case: Case, plan: ExpertPlan, topology: ExpertTopology, data: dict[str, str]
-    ) -> Progress:
-        key, book, written = case.key, case.book, case.written
-        same_map = written.p2l is not None and plan.refused
-        made_at = written.made_at if same_map and written.made_at else written_time(self.clock())
-        config_map = body_of(key, book.uid, data, made_at=made_at, version=written.version or ABSENT)
-        answer = self.api.apply(CONFIG_MAPS, config_map, manager=CONTROLLER, force=True)
-        case = replace(case, written=found(answer, book.uid, case.spec))
-        book.decided = (book.generation, book.smoothed.windows, topology, case.written.digest)
-        if not same_map:
-            moved = "" if plan.move is None else f", {plan.move.moved_ratio:.1%} of the experts move"
-            said = (
-                f"{name_of(key)}: {plan.objective_s * 1e6:.6g} µs per window, gap {plan.gap_ratio:.2%}{moved}"
-            )
-            self._tell(key, book, "MapWritten", said)
-        waiting = self._restarted(case)
-        standing = book.standing(case, applied=not waiting[0])
-        return replace(standing, blocked=waiting)
-
-    def _restarted(self, case: Case) -> tuple[str, str]:
-        """Roll a written map out, if that is asked for; returns what it waits for."""
-        key, spec, digest = case.key, case.spec, case.written.digest
-        target = spec.target_ref
-        if spec.apply is not ApplyMode.ROLLOUT_RESTART or not case.there or target is None:
-            return "", ""
-        name = f"{target.kind} {target.name}"
-        try:
-            rollout = observed(self.reading, key, target)
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            return "TargetMissing", str(error)
-        if rollout.digest == digest and rollout.done:
-            return "", ""
-        restarting = ("Restarting", f"{name} is being restarted with map {digest}")
-        if rollout.digest == digest:
-            return restarting
-        approved = (case.body["metadata"].get("annotations") or {}).get(APPROVED) == digest
-        if spec.mode is not Approval.AUTO and not approved:
-            command = f"kubectl annotate -n {key[0]} expertplacement/{key[1]} --overwrite {APPROVED}={digest}"
-            return "WaitingForApproval", f"restart {name} by: {command}"
-        restart(self.api, key, target, rollout, digest)
-        self._tell(key, case.book, "Restarted", f"{name} is restarted with map {digest}")
-        return restarting
 
     def _set_back(self, book: Book, reason: str, message: str) -> None:
         book.failures += 1
@@ -486,21 +492,6 @@ class ExpertLoop:
         self.notices.event_for(EXPERT_PLACEMENTS, (*key, book.uid), kind, reason, message)
 
 
-def _solved(book: Book) -> str:
-    return "" if book.plan is None else book.plan.status.value
-
-
-def _seen_generation(body: Object) -> int:
-    """Return the generation that the last status speaks of: a changed wish does not wait for the interval."""
-    return int((body.get("status") or {}).get("observedGeneration") or 0)
-
-
-def _kept(body: Object) -> dict[str, Any]:
-    """Return what the status says already and nothing has replaced."""
-    before = body.get("status") or {}
-    return {
-        "figures": {name: before[name] for name in _FIGURES if name in before},
-        "outputs": tuple(before.get("outputs") or ()),
-        "digest": str(before.get("digest") or ""),
-        "made_at": str(before.get("madeAt") or ""),
-    }
+def _state(case: Case, topology: ExpertTopology) -> tuple[Any, ...]:
+    """Return what an answer depends on; the generation first."""
+    return (case.book.generation, case.book.smoothed.windows, topology, *case.aim)

@@ -14,13 +14,14 @@ import numpy as np
 from controller.operator.api import EXPERT_PLACEMENTS, Object
 from controller.operator.world import Key
 from controller.resources.expert_placement import ExpertEngine, ExpertPlacementSpec
+from controller.resources.plan import MOST_FILE_BYTES
 from solver.domain.errors import InputError
 from solver.domain.moe import ExpertTopology, Slots
 from telemetry.experts.documents import json_of, slots_of
 from telemetry.experts.map_formats import MapFormat, write_map
 
-MOST_BYTES = 2**20 - 2**14
-"""A ConfigMap holds 1 MiB with its names and annotations."""
+MOST_BYTES = MOST_FILE_BYTES
+"""Of all files together."""
 MADE_AT = "ballast.dev/made-at"
 OWN_KEY = "map.json"
 """The map in our own form."""
@@ -64,8 +65,8 @@ def digest_of(data: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def found(body: Object | None, uid: str, spec: ExpertPlacementSpec) -> Written:
-    """Read the ConfigMap that has our name."""
+def found(body: Object | None, uid: str, spec: ExpertPlacementSpec | None = None) -> Written:
+    """Read the ConfigMap that has our name; the map in it only for a spec that it may fit."""
     if body is None:
         return Written()
     metadata = body["metadata"]
@@ -77,7 +78,7 @@ def found(body: Object | None, uid: str, spec: ExpertPlacementSpec) -> Written:
         ours=ours,
         made_at=str((metadata.get("annotations") or {}).get(MADE_AT) or ""),
         data=data,
-        p2l=_map_in(data.get(OWN_KEY), spec),
+        p2l=None if spec is None else _map_in(data.get(OWN_KEY), spec),
     )
 
 

@@ -14,20 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from controller.operator.api import CONFIG_MAPS, Api, ApiError
+from controller.operator.experts.history import HistoryError, LoadHistory, recording_of
 from controller.operator.times import parse_time
 from controller.operator.world import Key
-from controller.resources.expert_placement import ExpertPlacementSpec, LoadConfigMap, LoadVolume
+from controller.resources.expert_placement import ExpertPlacementSpec, LoadConfigMap, LoadStore, LoadVolume
 from solver.domain.errors import InputError
-from telemetry.experts.load_file import of_shape, read_loads
+from telemetry.experts.load_file import of_shape, read_recording
 from telemetry.experts.recording import ExpertRecording
-from telemetry.experts.sglang_recording import read_sglang_recording
-from telemetry.experts.tensorrt_recording import read_tensorrt_recording
 from telemetry.sources.bounded_http import fetched, http_client
+from telemetry.sources.prometheus_access import AccessError, PrometheusServers
 from telemetry.sources.prometheus_experts import expert_loads
 
 MOST_FILE_BYTES = 256 * 2**20
 MOST_DUMP_BYTES = 64 * 2**20
 DUMP_LIMIT_S = 20.0
+LEAST_COVERED = 0.5
+"""Of a window: less of it in the history says too little about the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,12 +54,58 @@ class _MissingError(Exception):
 
 
 def measured(spec: ExpertPlacementSpec) -> bool:
-    """Whether the source is asked once per window, because every answer is a new window."""
-    return spec.load_source.prometheus is not None or spec.load_source.http_dump is not None
+    """Whether the source is asked once per window, because it is recorded all the time."""
+    source = spec.load_source
+    return source.prometheus is not None or source.http_dump is not None or source.sql_store is not None
 
 
-def look(api: Api, key: Key, spec: ExpertPlacementSpec, *, folder: str, known: Look | None = None) -> Look:
-    """Read the source; ``folder`` is where volumes are mounted, ``known`` what was read before."""
+def is_new(spec: ExpertPlacementSpec, known: Look | None, now: Look) -> bool:
+    """Whether a look found another window than the one before: what is measured here and now is always new."""
+    if spec.load_source.prometheus is not None or spec.load_source.http_dump is not None:
+        return True
+    return known is None or known.recording is None or known.version != now.version
+
+
+def look(
+    api: Api,
+    key: Key,
+    spec: ExpertPlacementSpec,
+    *,
+    folder: str,
+    known: Look | None = None,
+    history: LoadHistory | None = None,
+    servers: PrometheusServers | None = None,
+) -> Look:
+    """Read the source; ``folder`` is where volumes are mounted, ``known`` what was read before.
+
+    What is read for the first time is kept in the history, if there is one.
+    """
+    now = _looked(api, key, spec, folder=folder, known=known, history=history, servers=servers)
+    source = spec.load_source
+    if history is None or now.recording is None or source.sql_store is not None or not now.at_s:
+        return now
+    same = known is not None and known.recording is not None and known.version == now.version
+    if not same or source.prometheus is not None:  # an address may give the same dump twice
+        history.keep(
+            key,
+            now.recording,
+            model=spec.model_ref.name,
+            end_s=now.at_s,
+            window_s=float(source.window_seconds),
+        )
+    return now
+
+
+def _looked(
+    api: Api,
+    key: Key,
+    spec: ExpertPlacementSpec,
+    *,
+    folder: str,
+    known: Look | None,
+    history: LoadHistory | None,
+    servers: PrometheusServers | None,
+) -> Look:
     source = spec.load_source
     try:
         if source.config_map is not None:
@@ -65,14 +113,18 @@ def look(api: Api, key: Key, spec: ExpertPlacementSpec, *, folder: str, known: L
         if source.pvc is not None:
             return _volume(key, spec, source.pvc, folder, known)
         if source.prometheus is not None:
-            return _prometheus(spec)
+            return _prometheus(key, spec, servers)
         if source.http_dump is not None:
             return _dump(spec, source.http_dump.url)
+        if source.sql_store is not None:
+            return _stored(key, spec, source.sql_store, history)
     except _MissingError as missing:
         return Look(reason=missing.reason, message=str(missing))
+    except AccessError as error:
+        return Look(reason="LoadUnreadable", message=str(error))
     except InputError as error:
         return Look(reason="LoadInvalid", message=str(error))
-    return Look(reason="SourceNotSupported", message="recordings in the history cannot be read yet")
+    raise ValueError("no source is named")
 
 
 def _config_map(
@@ -136,16 +188,13 @@ def _volume(key: Key, spec: ExpertPlacementSpec, source: LoadVolume, folder: str
 
 def _of_file(path: Path, spec: ExpertPlacementSpec) -> ExpertRecording:
     model = spec.model_ref
-    shape = {"layers": model.moe_layers, "experts": model.experts}
-    if path.is_dir():
-        found = of_shape(read_tensorrt_recording(path), **shape)
-    elif path.suffix in {".pt", ".pth"}:
-        found = read_sglang_recording(path, experts=model.experts, first_layer=model.first_moe_layer)
-        found = of_shape(found, **shape)
-    else:
-        found = read_loads(path, model=model.name, first_layer=model.first_moe_layer, **shape)
-    # an engine's steps are too short for windows: a recording counts as one
-    return found if found.decoder_layers is None and not path.is_dir() else replace(found, windows=None)
+    return read_recording(
+        path,
+        model=model.name,
+        layers=model.moe_layers,
+        experts=model.experts,
+        first_layer=model.first_moe_layer,
+    )
 
 
 def _parsed(raw: bytes, spec: ExpertPlacementSpec, where: str) -> ExpertRecording:
@@ -160,7 +209,7 @@ def _parsed(raw: bytes, spec: ExpertPlacementSpec, where: str) -> ExpertRecordin
             raise InputError(error.what, where=place, right=error.right) from None
 
 
-def _prometheus(spec: ExpertPlacementSpec) -> Look:
+def _prometheus(key: Key, spec: ExpertPlacementSpec, servers: PrometheusServers | None) -> Look:
     source, model = spec.load_source.prometheus, spec.model_ref
     if source is None:
         raise ValueError("no Prometheus is named")
@@ -175,6 +224,8 @@ def _prometheus(spec: ExpertPlacementSpec) -> Look:
             experts=model.experts,
             first_layer=model.first_moe_layer,
             window_s=spec.load_source.window_seconds,
+            servers=servers,
+            namespace=key[0],
         )
     )
     recording = ExpertRecording(source=source.url, load=load)
@@ -191,6 +242,38 @@ def _dump(spec: ExpertPlacementSpec, url: str) -> Look:
 
     body = asyncio.run(ask())
     return Look(recording=_parsed(body, spec, url), version=_version(body), at_s=time.time())
+
+
+def _stored(key: Key, spec: ExpertPlacementSpec, source: LoadStore, history: LoadHistory | None) -> Look:
+    """Add up the last windows of a recording; their counts are brought to the length of one window."""
+    if history is None:
+        raise _MissingError("NoDatabase", "the controller has no database: name one by --database-url")
+    name = recording_of((key[0], source.recording))
+    where, window_s = f"recording {name}", float(spec.load_source.window_seconds)
+    try:
+        found = history.read(name, window_s=window_s)
+    except HistoryError as error:
+        raise _MissingError("LoadUnreadable", f"{where}: {error}") from None
+    if found is None:
+        raise _MissingError("LoadMissing", f"{where} has no windows in the history")
+    model = spec.model_ref
+    if found.model != model.name:
+        raise InputError(f"loads of {found.model}", where=where, right=f"those of {model.name}")
+    recording = of_shape(
+        ExpertRecording(source=where, load=found.load, transitions=found.transitions),
+        layers=model.moe_layers,
+        experts=model.experts,
+    )
+    if found.covered_s < LEAST_COVERED * window_s:
+        what = f"{where}: {found.covered_s:g} s of the last {window_s:g} s are recorded, half is needed"
+        raise _MissingError("LoadIncomplete", what)
+    part = window_s / found.covered_s
+    steps = recording.transitions
+    recording = replace(
+        recording, load=part * recording.load, transitions=None if steps is None else part * steps
+    )
+    version = _version(recording.load.tobytes() + repr(found.end_s).encode())
+    return Look(recording=recording, version=version, at_s=found.end_s)
 
 
 def _version(raw: bytes) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.operator.conditions import Finding, written
+from controller.operator.experts.outputs import name_of
 from controller.resources.expert_placement import ApplyMode, ExpertPhase, ExpertPlacementSpec
 from solver.domain.moe import ExpertPlan, Move
 
@@ -45,6 +46,8 @@ class Progress:
     outputs: tuple[Mapping[str, Any], ...] = ()
     digest: str = ""
     made_at: str = ""
+    plan: str = ""
+    """Digest of the Plan that stands."""
 
 
 def figures_of(plan: ExpertPlan) -> dict[str, Any]:
@@ -109,6 +112,9 @@ def status_of(
         status["digest"] = progress.digest
     if progress.made_at:
         status["madeAt"] = progress.made_at
+    if progress.plan:
+        name = name_of((body["metadata"].get("namespace") or "", body["metadata"]["name"]))
+        status["planRef"] = {"name": name, "digest": progress.plan}
     return status
 
 
@@ -162,6 +168,8 @@ def _phase(spec: ExpertPlacementSpec | None, progress: Progress) -> ExpertPhase:
         return ExpertPhase.PROPOSED
     if progress.blocked[0] == "Restarting":
         return ExpertPhase.APPLYING
+    if progress.blocked[0] in {"TargetNotReady", "PlanFailed"}:
+        return ExpertPhase.HELD
     if progress.load[0]:
         return ExpertPhase.HELD if progress.applied or progress.outputs else ExpertPhase.WAITING
     if progress.applied:
