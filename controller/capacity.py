@@ -21,7 +21,7 @@ import numpy as np
 
 from controller.cluster_fleet import ClusterCatalogues, catalogues_for, resolve
 from controller.planning import spawned
-from controller.simulation import TraceInUse, judge, read_requests, run_cluster
+from controller.simulation import TraceInUse, judge, read_requests, refuse_planner, run_cluster
 from controller.time_limit import TimeLimitError, within
 from simulator.fleet import Role
 from simulator.metrics import ClusterFigures
@@ -111,6 +111,7 @@ def ask(
         raise InputError(
             "no SLO", where=scenario.place("slo"), right="slo in the scenario, or --slo ttft_p99=2.0"
         )
+    refuse_planner(scenario)
     catalogues = catalogues_for(scenario, catalogue_files)
     trace = read_requests(scenario, catalogues, trace_file=trace_file, seed=seed)
     if len(trace.requests) < 2 or trace.requests.arrival_s[-1] <= trace.requests.arrival_s[0]:

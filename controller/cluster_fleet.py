@@ -4,6 +4,7 @@ It exists as the one place where a scenario meets the catalogues, so that a name
 stands in. It runs nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,6 +168,44 @@ def replicas_of(scenario: Scenario, catalogues: ClusterCatalogues) -> tuple[Repl
         )
         for p, pool in enumerate(scenario.pools)
     )
+
+
+def performance_of_pools(
+    scenario: Scenario, catalogues: ClusterCatalogues, *, cap_ratio: float = 1.0
+) -> tuple[PerformanceModel, ...]:
+    """Return how fast an instance of each pool is, as it will be simulated.
+
+    Parameters
+    ----------
+    cap_ratio
+        Cap of every GPU, as a share of its TDP; a lower cap of the pool itself stays.
+
+    Raises
+    ------
+    InputError
+        As `resolve`.
+    """
+    lookup = _Lookup(scenario, catalogues, longest_prompt_tokens=1)
+    return tuple(
+        lookup.pool_performance(pool, f"pools[{p}]", cap_ratio) for p, pool in enumerate(scenario.pools)
+    )
+
+
+def performance_of_reference(
+    scenario: Scenario, catalogues: ClusterCatalogues
+) -> Mapping[str, PerformanceModel]:
+    """Return how fast the reference instance is with each model; empty where none is named."""
+    lookup = _Lookup(scenario, catalogues, longest_prompt_tokens=1)
+    named = scenario.reference
+    if named is None:
+        return {}
+    path = "reference_instance"
+    return {
+        model.name: lookup.performance(
+            lookup.replica(model.model, model.precision, named.gpu_type, named.gpus, path), path
+        )[1]
+        for model in scenario.models
+    }
 
 
 def resolve(
@@ -345,6 +384,16 @@ class _Lookup:
         model = next(m for m in self._scenario.models if m.name == pool.model)
         replica = self.replica(model.model, model.precision, pool.gpu_type, pool.gpus_per_instance, path)
         return self.kind(replica, cap_w=cap_w, path=path, cap_path=cap_path)
+
+    def pool_performance(self, pool: ScenarioPool, path: str, cap_ratio: float) -> PerformanceModel:
+        model = next(m for m in self._scenario.models if m.name == pool.model)
+        replica = self.replica(model.model, model.precision, pool.gpu_type, pool.gpus_per_instance, path)
+        _, performance, _, _ = self.performance(replica, path)
+        gpu = self._catalogues.gpus[replica.gpu_type]
+        cap_w = min(gpu.tdp_w * cap_ratio, pool.power_cap_w_per_gpu or math.inf)
+        if cap_w >= gpu.tdp_w:
+            return performance
+        return self.at(path, lambda: capped(performance, cap_w, gpu))
 
     def replica(self, model: str, precision: str | None, gpu_type: str, gpus: int, path: str) -> ReplicaKind:
         shape = find_model(self._catalogues.models, model)

@@ -16,6 +16,7 @@ from simulator.engine.run import simulate
 from simulator.fleet import Fleet, InstanceKind, Pool, Router, RouterKind, Scheduler
 from simulator.metrics import ClusterFigures, figures_of
 from simulator.step_models import instance_kind
+from solver.domain.bucket_windows import nearest_bucket
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, ModelDemand, RequestBucket, Variant
 from solver.domain.llm import ModelShape
 from solver.domain.slo import Slo, SloTarget
@@ -116,7 +117,7 @@ def _rehearse_model(
     recorded_figures = _simulated(
         lanes,
         recorded,
-        _lane_of(lanes, _nearest_bucket(model, recorded), seed),
+        _lane_of(lanes, nearest_bucket(model.buckets, recorded), seed),
         slo=slo,
         router=RouterKind.JSQ,
         seed=seed,
@@ -209,18 +210,6 @@ def _planned_load(model: ModelDemand, seed: int) -> tuple[Requests, Ints]:
         output_tokens=output[chosen],
     )
     return requests, chosen
-
-
-def _nearest_bucket(model: ModelDemand, requests: Requests) -> Ints:
-    """Return the bucket whose size is nearest to each request, in logarithms."""
-    sizes = np.log([[b.input_tokens or 1.0, b.output_tokens or 1.0] for b in model.buckets])
-    own = np.log(np.stack((requests.prompt_tokens, requests.output_tokens), axis=1).astype(np.float64))
-    nearest = np.empty(len(requests), dtype=np.int64)
-    for start in range(0, len(requests), 65536):
-        part = own[start : start + 65536]
-        distance = ((part[:, None, :] - sizes[None, :, :]) ** 2).sum(axis=2)
-        nearest[start : start + 65536] = distance.argmin(axis=1)
-    return nearest
 
 
 def _lane_of(lanes: Sequence[tuple[Variant, _Lane]], bucket_of: Ints, seed: int) -> Ints:

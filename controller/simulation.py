@@ -4,6 +4,7 @@ It exists so that the command, searches, sweeps and reports all run a scenario i
 simulation (`simulator`) and prints nothing.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.closed_loop.judge import Attained, attained_of
+from controller.closed_loop.lanes import apart
+from controller.closed_loop.record import PlannedRun
+from controller.closed_loop.run import plan_over_time
 from controller.cluster_fleet import (
     ClusterCatalogues,
     PoolInUse,
@@ -20,13 +25,15 @@ from controller.cluster_fleet import (
 )
 from simulator.blis import at_microseconds, in_seconds
 from simulator.engine.run import simulate
-from simulator.fleet import QueueOrder
-from simulator.metrics import ClusterFigures, definitions, figures_of
+from simulator.fleet import Fleet, QueueOrder
+from simulator.metrics import Alone, ClusterFigures, definitions, figures_of
 from simulator.record import RequestStatus, RunRecord
 from simulator.scenario import SHIPPED_TRACE, Scenario
 from simulator.splitwise.machines import SplitwiseFleet
 from simulator.splitwise.run import simulate_splitwise
 from solver.domain.errors import InputError
+from solver.domain.gpu_mix import RequestBucket
+from solver.domain.rate_windows import RateWindows
 from solver.domain.trace import Ints, Labels, Requests, between, concatenate, scaled
 from telemetry.catalogue.read import find_model
 from telemetry.sources.traces.read import open_trace
@@ -90,6 +97,10 @@ class SimulatedCluster:
     """Seconds of the engine alone, compiling included."""
     command: str
     """The command that was called, or empty."""
+    planned: PlannedRun | None = None
+    """What a planner decided meanwhile; None: the scenario has none."""
+    attained: Attained | None = None
+    """How the planner's SLO was kept; None: the scenario has no planner."""
 
 
 def simulate_scenario(
@@ -120,13 +131,81 @@ def simulate_scenario(
     began_s = time.monotonic()
     catalogues = catalogues_for(scenario, catalogue_files)
     trace = read_requests(scenario, catalogues, trace_file=trace_file, trace_format=trace_format, seed=seed)
+    return simulate_trace(
+        scenario,
+        catalogues,
+        trace,
+        seed=seed,
+        stop_when_overloaded=stop_when_overloaded,
+        on_progress=on_progress,
+        command=command,
+        began_s=began_s,
+    )
+
+
+def simulate_trace(
+    scenario: Scenario,
+    catalogues: ClusterCatalogues,
+    trace: TraceInUse,
+    *,
+    seed: int = 0,
+    history: RateWindows | None = None,
+    known_sizes: tuple[RequestBucket, ...] | None = None,
+    stop_when_overloaded: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+    command: str = "",
+    began_s: float | None = None,
+) -> SimulatedCluster:
+    """Run a scenario on requests that were read before.
+
+    Parameters
+    ----------
+    history, known_sizes
+        What a planner knows at the start, instead of the files that it names (`plan_over_time`).
+    began_s
+        Monotonic time from which the seconds of the run are counted; None: now.
+
+    Raises
+    ------
+    InputError
+        As `simulate_scenario`.
+    """
+    began_s = time.monotonic() if began_s is None else began_s
+    planned = None
+    lanes = None
+    if scenario.planner is not None:
+        planned = plan_over_time(
+            scenario,
+            catalogues,
+            trace.requests,
+            trace.model_of_request,
+            seed=seed,
+            history=history,
+            known_sizes=known_sizes,
+        )
+        scenario, lanes = planned.scenario, planned.lane_of_request
     cluster = resolve(scenario, catalogues, longest_prompt_tokens=int(trace.requests.prompt_tokens.max()))
     engine_began_s = time.monotonic()
     record = run_cluster(
-        cluster, trace, seed=seed, stop_when_overloaded=stop_when_overloaded, on_progress=on_progress
+        cluster,
+        trace,
+        lane_of_request=lanes,
+        seed=seed,
+        stop_when_overloaded=stop_when_overloaded,
+        on_progress=on_progress,
     )
     engine_s = time.monotonic() - engine_began_s
     figures = judge(cluster, trace, record)
+    attained = None
+    if scenario.planner is not None:
+        attained = attained_of(
+            record,
+            trace.requests,
+            scenario.slo,
+            alone=_alone(cluster, trace, record),
+            warm_up_s=trace.warm_up_s,
+            window_s=scenario.planner.judged_window_s,
+        )
     return SimulatedCluster(
         scenario=scenario,
         pools=cluster.pools,
@@ -148,24 +227,51 @@ def simulate_scenario(
         wall_s=time.monotonic() - began_s,
         engine_s=engine_s,
         command=command,
+        planned=planned,
+        attained=attained,
     )
+
+
+def refuse_planner(scenario: Scenario) -> None:
+    """Refuse a scenario whose pools change by themselves, where it is asked what a fixed fleet does.
+
+    Raises
+    ------
+    InputError
+        If it has a planner.
+    """
+    if scenario.planner is not None:
+        raise InputError(
+            "a planner changes the pools",
+            where=scenario.place("planner"),
+            right="planner: null here; ballast simulate cluster runs planners",
+        )
 
 
 def run_cluster(
     cluster: ResolvedCluster,
     trace: TraceInUse,
     *,
+    lane_of_request: Ints | None = None,
     seed: int = 0,
     stop_when_overloaded: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> RunRecord:
-    """Let the engine of the scenario's step model serve the requests."""
+    """Let the engine of the scenario's step model serve the requests.
+
+    ``lane_of_request`` sends each request to one pool of its model, the router only choosing within that pool.
+    """
     if isinstance(cluster.fleet, SplitwiseFleet):
         return simulate_splitwise(cluster.fleet, trace.requests, stop_when_overloaded=stop_when_overloaded)
+    fleet, model_of_request = cluster.fleet, trace.model_of_request
+    if lane_of_request is not None:  # to the engine each pool serves a model of its own
+        fleet, model_of_request = apart(fleet), lane_of_request
+    elif any(pool.longest_prompt_tokens is not None for pool in cluster.scenario.pools):
+        fleet, model_of_request = _by_length(cluster.scenario, fleet, trace)
     record = simulate(
-        cluster.fleet,
+        fleet,
         at_microseconds(trace.requests) if cluster.whole_us else trace.requests,
-        model_of_request=trace.model_of_request,
+        model_of_request=model_of_request,
         priority_of_request=trace.priority_of_request,
         seed=seed,
         stop_when_overloaded=stop_when_overloaded,
@@ -174,10 +280,37 @@ def run_cluster(
     return in_seconds(record) if cluster.whole_us else record
 
 
+def _by_length(scenario: Scenario, fleet: Fleet, trace: TraceInUse) -> tuple[Fleet, Ints]:
+    """Route by prompt length: to the engine, pools of a model with one bound serve a model of their own."""
+    bounds = [
+        (pool.model, math.inf if pool.longest_prompt_tokens is None else float(pool.longest_prompt_tokens))
+        for pool in scenario.pools
+    ]
+    lanes = sorted(set(bounds))
+    lane_of_request = np.zeros(len(trace.requests), dtype=np.int64)
+    for m, model in enumerate(model.name for model in scenario.models):
+        own = [lane for lane, (name, _) in enumerate(lanes) if name == model]
+        limits = np.array([lanes[lane][1] for lane in own])
+        mine = trace.model_of_request == m
+        # Lanes of a model are sorted by their bounds, and the last has none.
+        chosen = np.searchsorted(limits, trace.requests.prompt_tokens[mine], side="left")
+        lane_of_request[mine] = np.array(own)[chosen]
+    return (
+        replace(
+            fleet,
+            models=tuple(f"{model} up to {bound:g}" for model, bound in lanes),
+            pools=tuple(
+                replace(pool, model=lanes.index(bound))
+                for pool, bound in zip(fleet.pools, bounds, strict=True)
+            ),
+        ),
+        lane_of_request,
+    )
+
+
 def judge(cluster: ResolvedCluster, trace: TraceInUse, record: RunRecord) -> ClusterFigures:
     """Form the figures of a run of the scenario."""
     scenario = cluster.scenario
-    relative = scenario.slo.relative and cluster.alone is not None
     return figures_of(
         record,
         trace.requests,
@@ -185,13 +318,18 @@ def judge(cluster: ResolvedCluster, trace: TraceInUse, record: RunRecord) -> Clu
         price_usd_per_h=[pool.price_usd_per_h for pool in cluster.pools],
         watts_known=all(pool.idle_w is not None for pool in cluster.pools),
         slo=scenario.slo,
-        alone=cluster.alone(_served(trace.requests, record), trace.model_of_request)
-        if relative and cluster.alone is not None
-        else None,
+        alone=_alone(cluster, trace, record),
         warm_up_s=trace.warm_up_s,
         tbt_per_output_token=cluster.tbt_per_output_token,
         budget_w=scenario.power.budget_w,
     )
+
+
+def _alone(cluster: ResolvedCluster, trace: TraceInUse, record: RunRecord) -> Alone | None:
+    """Return the latencies of the requests alone on the reference instance, where the SLO compares with them."""
+    if not cluster.scenario.slo.relative or cluster.alone is None:
+        return None
+    return cluster.alone(_served(trace.requests, record), trace.model_of_request)
 
 
 def _served(requests: Requests, record: RunRecord) -> Requests:

@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from controller.cluster_fleet import ClusterCatalogues, catalogues_for, resolve
+from controller.cluster_fleet import ClusterCatalogues, catalogues_for
 from controller.processes import worker_pool
-from controller.simulation import TraceInUse, judge, read_requests, run_cluster
+from controller.simulation import TraceInUse, read_requests, simulate_trace
 from simulator.metrics import ClusterFigures, Distribution
 from simulator.scenario import Scenario
 from simulator.scenario_file import ScenarioDocument, read_scenario_document, scenario_of
@@ -84,20 +84,22 @@ class _Bench:
         if catalogues is None:
             catalogues = self.catalogues[step.table, step.fit] = catalogues_for(scenario)
         trace = self._trace(scenario, catalogues, seed)
-        cluster = resolve(scenario, catalogues, longest_prompt_tokens=int(trace.requests.prompt_tokens.max()))
-        figures = judge(cluster, trace, run_cluster(cluster, trace, seed=seed))
+        run = simulate_trace(scenario, catalogues, trace, seed=seed)
+        figures = run.figures
         prices = [
-            None if pool.price_usd_per_h is None else pool.price_usd_per_h * pool.count
-            for pool in cluster.pools
+            None if pool.price_usd_per_h is None else pool.price_usd_per_h * pool.count for pool in run.pools
         ]
         known = [price for price in prices if price is not None]
+        cost_usd_per_h = sum(known) if len(known) == len(prices) else None
+        if run.planned is not None and figures.cost_usd is not None:  # what ran, not all that ever ran
+            cost_usd_per_h = figures.cost_usd * 3600.0 / max(figures.horizon_s, 1e-9)
         return {
             **_figures_of(figures),
-            "instances": sum(pool.count for pool in cluster.pools),
-            "cost_usd_per_h": sum(known) if len(known) == len(prices) else None,
+            "instances": sum(pool.count for pool in run.pools),
+            "cost_usd_per_h": cost_usd_per_h,
             "trace_sha256": trace.sha256,
             "warm_up_s": trace.warm_up_s,
-            "step_model": ", ".join(dict.fromkeys(pool.step_model for pool in cluster.pools)),
+            "step_model": run.step_model,
         }
 
     def _trace(self, scenario: Scenario, catalogues: ClusterCatalogues, seed: int) -> TraceInUse:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from controller.forecasting import ForeseenBuckets, OwnForecast, check_lasts, foreseen_buckets, read_history
 from controller.planning import LEAST_LIMIT_S, verify, worker_processes
 from solver.domain.demand import Demand, RateBasis, demand_of
 from solver.domain.errors import InputError
@@ -17,6 +18,7 @@ from solver.domain.hardware import GpuType, parse_precision
 from solver.domain.llm import ModelShape
 from solver.domain.slo import Slo
 from solver.domain.trace_summary import TraceSummary, summarise
+from solver.forecast.work import mix_weights
 from solver.gpu_mix.from_demand import (
     KnownCapacities,
     LeftOut,
@@ -54,6 +56,8 @@ class TraceQuestion:
     rate_scale: float = 1.0
     headroom_ratio: float = 0.1
     catalogue_files: tuple[Path, ...] = ()
+    own_forecast: OwnForecast | None = None
+    """Plan for what the trace's own windows foretell, instead of ``rate``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ class TracePlan:
     demand: Demand
     settled: SoundPlan
     left_out: tuple[LeftOut, ...]
+    foreseen: Mapping[str, ForeseenBuckets]
+    """By model; empty where no forecast of the trace's own was asked for."""
     solve_s: float
 
     @property
@@ -149,14 +155,17 @@ def scaled_buckets(demand: Demand, factor: float) -> tuple[RequestBucket, ...]:
 
 
 def build_instance(
-    buckets: Sequence[RequestBucket],
+    buckets: Sequence[RequestBucket] | Mapping[str, Sequence[RequestBucket]],
     question: TraceQuestion,
     catalogues: Catalogues,
     *,
     name: str,
     rules: Sequence[MatrixRule] = tuple(MatrixRule),
 ) -> BuiltDemand:
-    """Build the problem of a question; the slow part of planning, and the same for every rate (`at_rate`)."""
+    """Build the problem of a question; the slow part of planning, and the same for every rate (`at_rate`).
+
+    ``buckets`` are those of all models, or by name of each.
+    """
     if question.slo.relative:
         raise InputError(
             f"the SLO {question.slo} is relative, and a trace names no reference instance",
@@ -177,7 +186,10 @@ def build_instance(
     built = [
         build_gpu_mix_instance(
             name=name,
-            demands={shape.name: buckets for shape in shapes},
+            demands={
+                shape.name: buckets[shape.name] if isinstance(buckets, Mapping) else buckets
+                for shape in shapes
+            },
             offers=offers,
             variants=variants,
             performance=catalogues.book.performance,
@@ -260,9 +272,15 @@ def plan_demand(
     name: str,
     options: SolveOptions,
     workers: int | None = None,
+    foreseen: Mapping[str, ForeseenBuckets] | None = None,
 ) -> DemandPlan:
-    """Plan one demand for all models of a question."""
-    built = build_instance(scaled_buckets(demand, question.rate_scale), question, catalogues, name=name)
+    """Plan one demand for all models of a question, or what is foreseen of each."""
+    buckets: Sequence[RequestBucket] | Mapping[str, Sequence[RequestBucket]]
+    if foreseen:
+        buckets = {model: one.buckets for model, one in foreseen.items()}
+    else:
+        buckets = scaled_buckets(demand, question.rate_scale)
+    built = build_instance(buckets, question, catalogues, name=name)
     settled = settle_demand(built, question, catalogues, options=options, workers=workers)
     return DemandPlan(settled=settled, left_out=left_out_of(built, settled))
 
@@ -281,14 +299,37 @@ def plan_trace(
     summary, name, sha256, dropped = summarise_trace(
         path, window_s=question.window_s, trace_format=trace_format, seed=options.seed
     )
+    if question.own_forecast is not None:
+        check_lasts(summary, path, window_s=question.window_s)
     demand = demand_of(
         summary,
         largest_bucket_count=question.largest_bucket_count,
         rate=question.rate,
         window_s=question.window_s,
     )
+    foreseen: dict[str, ForeseenBuckets] = {}
+    if question.own_forecast is not None:
+        history = read_history(
+            path, demand.buckets, window_s=question.window_s, trace_format=trace_format, seed=options.seed
+        )
+        typical = build_instance(
+            demand.buckets, question, catalogues, name=name, rules=tuple(MatrixRule)[:1]
+        ).instance
+        foreseen = foreseen_buckets(
+            history,
+            demand.buckets,
+            {model.name: mix_weights(typical, m) for m, model in enumerate(typical.models)},
+            question.own_forecast,
+            rate_scale=question.rate_scale,
+        )
     planned = plan_demand(
-        demand, question, catalogues, name=Path(name).name, options=options, workers=workers
+        demand,
+        question,
+        catalogues,
+        name=Path(name).name,
+        options=options,
+        workers=workers,
+        foreseen=foreseen,
     )
     return TracePlan(
         question=question,
@@ -299,5 +340,6 @@ def plan_trace(
         demand=demand,
         settled=planned.settled,
         left_out=planned.left_out,
+        foreseen=foreseen,
         solve_s=time.monotonic() - began_s,
     )

@@ -174,7 +174,11 @@ def _rehearsed(
     """Simulate the base plan on the trace."""
     if base.plan.objective is None or requests > LARGEST_REHEARSED:
         return ()
-    recorded = scaled(read_trace(path).requests, rate_ratio=question.rate_scale)
+    read = read_trace(path).requests
+    from_zero = replace(
+        read, arrival_s=read.arrival_s - read.arrival_s[0]
+    )  # times since 1970 stretch too far
+    recorded = scaled(from_zero, rate_ratio=question.rate_scale)
     return rehearse(
         base.settled.instance, base.plan, book=catalogues.book, slo=question.slo, recorded=recorded, seed=seed
     )

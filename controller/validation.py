@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.cluster_fleet import ClusterCatalogues, PoolInUse, catalogues_for, replicas_of, resolve
-from controller.simulation import TraceInUse, read_requests, run_cluster
+from controller.simulation import TraceInUse, read_requests, refuse_planner, run_cluster
 from simulator.fleet import EventKind
 from simulator.metrics import Distribution, distribution, tbt_of
 from simulator.record import RunRecord
@@ -113,6 +113,7 @@ def validate_scenario(
     InputError
         For everything in the scenario or the file that makes no sense, and where too little is left to judge.
     """
+    refuse_planner(scenario)
     observed = read_observed(observed_file)
     speed = scenario.trace.scale
     trace_choice = replace(

@@ -96,10 +96,15 @@ def gpu_mix_answer(
 
 def plan_exit_code(plan: GpuMixPlan, *, gap_ratio: float) -> int:
     """0 solved to the requested gap, 3 infeasible, 4 stopped at the time limit."""
-    if plan.status == PlanStatus.INFEASIBLE:
+    return solved_exit_code(plan.status, plan.gap_ratio, gap_ratio=gap_ratio)
+
+
+def solved_exit_code(status: PlanStatus, reached: float | None, *, gap_ratio: float) -> int:
+    """0 solved to the requested gap, 3 infeasible, 4 stopped at the time limit; ``reached`` is the gap proved."""
+    if status == PlanStatus.INFEASIBLE:
         return 3
-    if plan.status == PlanStatus.OPTIMAL:
+    if status == PlanStatus.OPTIMAL:
         return 0
-    if plan.status == PlanStatus.FEASIBLE and plan.gap_ratio is not None and plan.gap_ratio <= gap_ratio:
+    if status == PlanStatus.FEASIBLE and reached is not None and reached <= gap_ratio:
         return 0
     return 4

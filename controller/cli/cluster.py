@@ -4,7 +4,6 @@ It exists so that all of them connect alike and fail alike, in one line. It load
 command asks for a connection.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,19 +56,10 @@ def talking_to(kubeconfig: str | None, context: str | None) -> Iterator[Cluster]
     import logging
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it says each failure twice
-    from kubernetes.config import ConfigException
-
     from controller.operator.api import Api, ApiError, connect
 
-    try:
-        client = connect(kubeconfig, context)
-        namespace = _namespace(kubeconfig, context)
-    except ConfigException as error:
-        raise InputError(
-            " ".join(str(error).split()).rstrip("."),
-            where=kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config",
-            right="--kubeconfig FILE and --context NAME choose another",
-        ) from None
+    client = connect(kubeconfig, context)
+    namespace = _namespace(kubeconfig, context)
     server = str(client.configuration.host)
     try:
         yield Cluster(api=Api(client=client), server=server, namespace=namespace)

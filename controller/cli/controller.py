@@ -3,11 +3,14 @@
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from controller.cli.lazy import LazyGroup
+from controller.cli.options import FiniteRange, common_options
+from controller.cli.prometheus_option import prometheus_access_option
 
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -36,31 +39,23 @@ def own_namespace() -> str:
 @click.option("--watch-namespaces", metavar="A,B", default="", help="Only these namespaces; all by default.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address for /metrics and probes.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--plan-interval", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds.")
+@click.option("--plan-interval", type=FiniteRange(1), default=60.0, show_default=True, help="Seconds.")
 @click.option(
     "--debounce",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=2.0,
     show_default=True,
     help="Quiet seconds before a solve.",
 )
-@click.option("--solve-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds.")
+@click.option("--solve-limit", type=FiniteRange(0.1), default=30.0, show_default=True, help="Seconds.")
 @click.option("--solver-memory-mib", type=click.IntRange(64), default=4096, show_default=True)
-@click.option(
-    "--sample-interval", type=click.FloatRange(0.1), default=15.0, show_default=True, help="Seconds."
-)
-@click.option("--traffic-window", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds.")
-@click.option(
-    "--audit-interval", type=click.FloatRange(0.5), default=30.0, show_default=True, help="Seconds."
-)
-@click.option(
-    "--watch-inactivity", type=click.FloatRange(1), default=70.0, show_default=True, help="Seconds."
-)
-@click.option("--lease-duration", type=click.FloatRange(1), default=15.0, show_default=True, help="Seconds.")
-@click.option(
-    "--renew-deadline", type=click.FloatRange(0.5), default=10.0, show_default=True, help="Seconds."
-)
-@click.option("--retry-period", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option("--sample-interval", type=FiniteRange(0.1), default=15.0, show_default=True, help="Seconds.")
+@click.option("--traffic-window", type=FiniteRange(1), default=60.0, show_default=True, help="Seconds.")
+@click.option("--audit-interval", type=FiniteRange(0.5), default=30.0, show_default=True, help="Seconds.")
+@click.option("--watch-inactivity", type=FiniteRange(1), default=70.0, show_default=True, help="Seconds.")
+@click.option("--lease-duration", type=FiniteRange(1), default=15.0, show_default=True, help="Seconds.")
+@click.option("--renew-deadline", type=FiniteRange(0.5), default=10.0, show_default=True, help="Seconds.")
+@click.option("--retry-period", type=FiniteRange(0.1), default=2.0, show_default=True, help="Seconds.")
 @click.option(
     "--gpu-label", default="nvidia.com/gpu.product", show_default=True, help="Node label of the GPU."
 )
@@ -76,11 +71,34 @@ def own_namespace() -> str:
     default="",
     help="Where volumes with recordings of expert loads are mounted, one folder per claim.",
 )
+@click.option(
+    "--agent-port",
+    type=click.IntRange(1, 65535),
+    default=9409,
+    show_default=True,
+    help="Where the agents of nodes answer.",
+)
+@click.option(
+    "--agent-ca",
+    type=click.Path(dir_okay=False),
+    help="Certificates (PEM) that sign those of the agents; without, agents are asked in the clear.",
+)
+@click.option(
+    "--agent-server-name",
+    default="ballast-agent",
+    show_default=True,
+    help="Name that the agents' certificates are for, with --agent-ca.",
+)
+@click.option(
+    "--agent-token-file", type=click.Path(dir_okay=False), help="Bearer token that agents want to be brought."
+)
+@prometheus_access_option
 @click.option("--paused", is_flag=True, help="Hold everything as it is; only say what is seen.")
 @click.option("--log-format", type=click.Choice(["json", "console"]), default="json", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True
 )
+@common_options()
 def run(**options: Any) -> None:
     """Watch ModelServices, plan, and bring approved plans about, as one of several replicas.
 
@@ -93,8 +111,10 @@ def run(**options: Any) -> None:
     from controller.operator.brain import BrainLimits
     from controller.operator.leader import LeaseTimes
     from controller.operator.loop import LoopSettings
+    from controller.operator.power.agents import AgentAccess
     from controller.operator.run import Operator, OperatorSettings
     from solver.domain.errors import InputError
+    from telemetry.sources.prometheus_access import PrometheusServers
 
     try:
         times = LeaseTimes(
@@ -127,6 +147,13 @@ def run(**options: Any) -> None:
         loads_folder=options["loads_folder"] or "",
         watch_inactivity_s=options["watch_inactivity"],
         database_url=options["database_url"],
+        agent_port=options["agent_port"],
+        agent_access=AgentAccess(
+            authority=Path(options["agent_ca"]) if options["agent_ca"] else None,
+            server_name=options["agent_server_name"],
+            token=Path(options["agent_token_file"]) if options["agent_token_file"] else None,
+        ),
+        prometheus=options["prometheus"] or PrometheusServers(),
     )
     try:
         operator = Operator(settings)

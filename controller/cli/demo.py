@@ -1,8 +1,9 @@
-"""``ballast demo``: from a trace to the cheapest GPU mix, with its reasons, in one command and one HTML report.
+"""``ballast demo``: from a trace to the cheapest GPU mix, then a day with the planner at work, in one HTML report.
 
 It exists so that a newcomer sees a whole answer without any data of their own: it takes the recorded Azure
-conversation trace where the project's shared data has it, else the trace that Ballast ships. It decides nothing; the
-questions are asked in `controller.trace_study`, the report is drawn in `controller.reports.gpu_mix`.
+conversation trace and the public ServeGen rates where the project's shared data has them, else the trace that Ballast
+ships and generated rates. It decides nothing; the questions are asked in `controller.trace_study` and
+`controller.day_study`, the report is drawn in `controller.reports.gpu_mix`.
 """
 
 import shlex
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controller.cli.options import (
+    FiniteRange,
+    catalogue_option,
     common_options,
     no_timings_option,
     output_option,
@@ -23,6 +26,9 @@ from controller.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controller.day_study import ComparedDay
     from controller.reports.gpu_mix import Run
     from controller.trace_study import Point, TraceStudy
 
@@ -34,6 +40,11 @@ DEFAULT_SLO = "ttft_p99=2.0,tbt_p99=0.1"
 REQUEST_SIZES = 20
 """Request sizes told apart; more change the cost by less than the performance models' error and take longer."""
 RECORDED = Path("shared/data/sim/azure/AzureLLMInferenceTrace_conv.csv")
+RECORDED_RATES = Path("shared/data/seeds/traces/servegen/window_rates.csv.gz")
+RATES_OF, RATES_DAY = "m-large", 7
+"""The service and the day (from 0) that is followed; settings were chosen on generated days."""
+GENERATED_DAYS = 9
+DAY_MEAN_RPS = 10.0
 
 
 @click.command("demo")
@@ -65,17 +76,18 @@ RECORDED = Path("shared/data/sim/azure/AzureLLMInferenceTrace_conv.csv")
     help="Comma-separated GPU types to choose from.",
 )
 @click.option("--slo", default=DEFAULT_SLO, show_default=True, help="Latency targets.")
+@catalogue_option
 @click.option(
-    "--catalogue",
-    "catalogue_files",
-    multiple=True,
-    type=click.Path(dir_okay=False),
-    help="TOML file with more GPU types, models or prices.",
+    "--hours",
+    type=FiniteRange(0.0, 24.0),
+    default=24.0,
+    show_default=True,
+    help="Hours of a day that the planner follows, beside a static fleet, an autoscaler and an oracle; 0: none.",
 )
 @common_options(output_option, seed_option, time_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def demo(ctx: click.Context, /, **given: Any) -> None:
-    """Plan GPUs for an hour of LLM traffic and write a report.
+    """Plan GPUs for an hour of LLM traffic, then follow a day of it, and write a report.
 
     \b
     Examples:
@@ -84,6 +96,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
     """  # noqa: D301 - the \b is meant: click keeps such lines as they are
     from controller.cli.answers import ballast_version, plan_exit_code
     from controller.cli.output import announce_compilation, print_structured, progress
+    from controller.day_study import POLICIES
     from controller.trace_planning import TraceQuestion
     from controller.trace_study import STEPS, study_trace
     from solver.domain.errors import InputError
@@ -107,7 +120,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
     )
     options = SolveOptions(time_limit_s=given["time_limit_s"], seed=given["seed"])
     announce_compilation("simulator.engine", "simulator.splitwise")
-    with progress("ballast demo", STEPS) as advance:
+    with progress("ballast demo", STEPS + (len(POLICIES) if given["hours"] else 0)) as advance:
         first = True
 
         def step(note: str) -> None:
@@ -116,6 +129,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
             first = False
 
         study = study_trace(trace, question, options=options, workers=given["workers"], step=step)
+        day = _followed_day(trace, given["hours"], given["seed"], step) if given["hours"] else None
         from controller.reports.gpu_mix import Run, write_report
 
         run = Run(
@@ -124,20 +138,47 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
             command=_command_again(ctx, given),
             wall_s=None if given["no_timings"] else time.monotonic() - began_s,
         )
-        write_report(study, out, run)
+        write_report(study, out, run, day=day)
     if given["output"] == "table":
-        _print(study, out, run)
+        _print(study, out, run, day)
     else:
-        print_structured(demo_answer(study, out, kind, run), given["output"])
+        print_structured(demo_answer(study, out, kind, run, day), given["output"])
     sys.stdout.flush()
     ctx.exit(plan_exit_code(study.plan, gap_ratio=0.0))
 
 
 def recorded_trace() -> Path | None:
     """Find the recorded trace beside the checkout this package was installed from; None elsewhere."""
+    return _shared(RECORDED)
+
+
+def _shared(name: Path) -> Path | None:
+    """Find a file of the shared data beside the checkout this package was installed from; None elsewhere."""
     root = Path(__file__).resolve().parents[2]
-    path = root.parent / RECORDED
+    path = root.parent / name
     return path if (root / "pyproject.toml").is_file() and path.is_file() else None
+
+
+def _followed_day(
+    sizes: Path, hours: float, seed: int, step: "Callable[[str], None]"
+) -> "ComparedDay | None":
+    """Let every policy follow a day: recorded rates where there are some, sizes of the demo's own trace."""
+    from controller.closed_loop.day import WINDOW_S, day_of, generated_windows, recorded_windows
+    from controller.day_study import compare_day, day_scenario
+    from solver.domain.errors import InputError
+
+    recorded = _shared(RECORDED_RATES)
+    if recorded is not None:
+        windows, day = recorded_windows(recorded, RATES_OF), RATES_DAY
+    else:
+        windows, day = generated_windows(GENERATED_DAYS, seed=seed), GENERATED_DAYS - 1
+    duration_s = max(1, round(hours * 3600.0 / WINDOW_S)) * WINDOW_S
+    try:
+        found = day_of(windows, sizes, day=day, mean_rps=DAY_MEAN_RPS, duration_s=duration_s, seed=seed)
+        return compare_day(day_scenario(), found, seed=seed, step=step)
+    except InputError as error:  # sizes that nobody can serve: the plan is shown all the same
+        click.echo(f"no day is followed: {error}", err=True)
+        return None
 
 
 def _trace(given: str | None) -> tuple[Path, str, str]:
@@ -167,8 +208,10 @@ def _command_again(ctx: click.Context, given: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def demo_answer(study: "TraceStudy", out: Path, trace_kind: str, run: "Run") -> dict[str, Any]:
-    """Write ``demo/1``: the plan as ``gpu-mix-plan/1`` and the sweeps in short."""
+def demo_answer(
+    study: "TraceStudy", out: Path, trace_kind: str, run: "Run", day: "ComparedDay | None" = None
+) -> dict[str, Any]:
+    """Write ``demo/1``: the plan as ``gpu-mix-plan/1``, the sweeps and the followed day in short."""
     from controller.cli.answers import gpu_mix_answer
 
     base = study.base
@@ -234,8 +277,34 @@ def demo_answer(study: "TraceStudy", out: Path, trace_kind: str, run: "Run") -> 
         ],
         "rates": [_point(point) for point in study.rates],
         "slos": [_point(point) for point in study.slos],
+        **({} if day is None else {"day": day_answer(day)}),
         "report": str(out),
         **({} if run.wall_s is None else {"wall_s": round(run.wall_s, 3)}),
+    }
+
+
+def day_answer(day: "ComparedDay") -> dict[str, Any]:
+    """Write a followed day: figures of each policy."""
+    return {
+        "rates": day.day.name,
+        "sizes": day.day.sizes_from,
+        "requests": len(day.day.requests),
+        "mean_rps": _rounded(float(day.rate_rps.mean())),
+        "peak_rps": _rounded(float(day.rate_rps.max())),
+        "slo": str(day.scenario.slo),
+        "policies": {
+            str(run.policy): {
+                "cost_usd": _rounded(run.cost_usd),
+                "energy_j": _rounded(run.energy_j),
+                "attained_request_ratio": _rounded(run.request_ratio),
+                "attained_window_ratio": _rounded(run.window_ratio),
+                "rejected": run.rejected,
+                "started": run.started,
+                "stopped": run.stopped,
+                "rules": dict(run.rules),
+            }
+            for run in day.runs
+        },
     }
 
 
@@ -258,7 +327,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 9)
 
 
-def _print(study: "TraceStudy", out: Path, run: "Run") -> None:
+def _print(study: "TraceStudy", out: Path, run: "Run", day: "ComparedDay | None") -> None:
     """Print the result for people."""
     from controller.cli.output import print_table
     from controller.cli.plan_tables import STATUS_WORDS, variant_name
@@ -310,7 +379,46 @@ def _print(study: "TraceStudy", out: Path, run: "Run") -> None:
     took = "" if run.wall_s is None else f" (took {run.wall_s:.1f} s)"
     if study.rehearsal:
         _print_rehearsal(study)
+    if day is not None:
+        _print_day(day)
     click.echo(f"\nReport: {out}{took}")
+
+
+def _print_day(day: "ComparedDay") -> None:
+    """Put the policies side by side."""
+    from controller.cli.output import print_table
+    from controller.reports.closed_loop import day_rows
+
+    def shown(value: float | None, form: str) -> str | None:
+        return None if value is None else form.format(value)
+
+    rows = [
+        (
+            row["name"],
+            shown(row["cost_usd"], "{:,.0f}"),
+            shown(row["against_static"], "{:.1%}"),
+            shown(row["times_oracle"], "{:.3f}"),
+            shown(row["kwh"], "{:,.0f}"),
+            shown(row["request_ratio"], "{:.2%}"),
+            shown(row["window_ratio"], "{:.1%}"),
+            row["started"],
+        )
+        for row in day_rows(day)
+    ]
+    columns = (
+        "policy",
+        "US$",
+        "below static",
+        "x oracle",
+        "kWh",
+        "requests in SLO",
+        "windows in SLO",
+        "started",
+    )
+    hours, mean_rps = day.day.requests.arrival_s[-1] / 3600.0, float(day.rate_rps.mean())
+    model = day.scenario.models[0].model
+    title = f"{hours:.3g} hours of {model}, {mean_rps:.1f} requests/s ({day.day.name})"
+    print_table(title, columns, rows, right=range(1, 8))
 
 
 def _print_rehearsal(study: "TraceStudy") -> None:

@@ -8,7 +8,7 @@ from controller.cli.cluster import context_option, kubeconfig_option, namespace_
 from controller.cli.options import common_options, output_option
 
 if TYPE_CHECKING:
-    from controller.operator.doctor import Report
+    from controller.operator.doctor.findings import Report
 
 SIGNS = {"ok": "ok", "missing": "MISSING", "warning": "warning", "absent": "absent"}
 MOST_ROWS = 40
@@ -67,7 +67,7 @@ def doctor(
     Example: ballast doctor --as-service-account ballast/ballast-controller
     """
     from controller.cli.output import print_structured
-    from controller.operator.doctor import Doctor, Wishes
+    from controller.operator.doctor.examination import Doctor, Wishes
 
     wishes = Wishes(
         namespace=namespace,

@@ -1,6 +1,8 @@
-"""``ballast explain``: why a service has the plan it has, what binds, what it waits for, and what to do next."""
+"""``ballast explain``: why a plan is as it is, what binds, what it waits for, and what to do next.
 
-import textwrap
+How the story of an ExpertPlacement is told stands in `controller.cli.explain_experts`.
+"""
+
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +10,18 @@ import click
 
 from controller.cli.cluster import context_option, kubeconfig_option, namespace_option, talking_to
 from controller.cli.options import FiniteRange, common_options, output_option
+from controller.cli.told import (
+    APPROVAL,
+    advice_answer,
+    conditions_answer,
+    print_advice,
+    print_conditions,
+    say,
+    step_state,
+)
 
 if TYPE_CHECKING:
+    from controller.operator.experts.explain import ExpertStory
     from controller.operator.explain import Story
     from solver.services.explain import BindingOne
 
@@ -17,12 +29,13 @@ KINDS = {
     "modelservice": "ModelService",
     "modelservices": "ModelService",
     "msvc": "ModelService",
+    "expertplacement": "ExpertPlacement",
+    "expertplacements": "ExpertPlacement",
+    "eplace": "ExpertPlacement",
     "plan": "Plan",
     "plans": "Plan",
 }
 MOST_ROUTES = 40
-WIDTH = 100
-APPROVAL = "WaitingForApproval"
 ACTIONS = {
     "ScaleUp": "scale up",
     "ScaleDown": "scale down",
@@ -35,13 +48,14 @@ def _resource(_ctx: click.Context, _parameter: click.Parameter, value: str) -> t
     kind, slash, name = value.partition("/")
     kind = kind.lower().removesuffix(".ballast.dev")
     if not slash or not name or "/" in name or kind not in KINDS:
-        raise click.BadParameter(f"{value!r} is not modelservice/NAME or plan/NAME")
+        raise click.BadParameter(f"{value!r} is not modelservice/NAME, expertplacement/NAME or plan/NAME")
     return KINDS[kind], name
 
 
 def _complete(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the kind; names would cost a second's wait for a cluster that may not be there."""
-    return [f"{kind}/" for kind in ("modelservice", "plan") if f"{kind}/".startswith(incomplete)]
+    kinds = ("modelservice", "expertplacement", "plan")
+    return [f"{kind}/" for kind in kinds if f"{kind}/".startswith(incomplete)]
 
 
 @click.command()
@@ -53,15 +67,17 @@ def _complete(_ctx: click.Context, _parameter: click.Parameter, incomplete: str)
     "--gpu-label", default="nvidia.com/gpu.product", show_default=True, help="Node label of the GPU."
 )
 @click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True, help="What counts GPUs.")
-@click.option(
-    "--time-limit",
-    "time_limit_s",
-    type=FiniteRange(min=0, min_open=True),
-    default=20.0,
-    show_default=True,
-    help="Seconds for finding the second best plan and what binds.",
+@common_options(
+    output_option,
+    click.option(
+        "--time-limit",
+        "time_limit_s",
+        type=FiniteRange(min=0, min_open=True),
+        default=20.0,
+        show_default=True,
+        help="Seconds for finding the second best plan and what binds.",
+    ),
 )
-@common_options(output_option)
 def explain(
     *,
     resource: tuple[str, str],
@@ -73,18 +89,27 @@ def explain(
     time_limit_s: float,
     output: str,
 ) -> None:
-    """Say why a service has the plan it has: cost, bound, what binds, the second best, steps, and what to do next.
+    """Say why a plan is as it is: cost, bound, what binds, steps, what it waits for, and what to do next.
 
-    RESOURCE is modelservice/NAME or plan/NAME. Nothing is changed.
+    RESOURCE is modelservice/NAME, expertplacement/NAME or plan/NAME. Nothing is changed.
 
-    Example: ballast explain modelservice/chat -n team-a
-    """
+    \b
+    Examples:
+      ballast explain modelservice/chat -n team-a
+      ballast explain expertplacement/moe -n team-a
+    """  # noqa: D301 - the \b is meant: click keeps such lines as they are
     with talking_to(kubeconfig, context) as cluster:
         from controller.cli.output import print_structured
+        from controller.operator.experts.explain import find_placement, read_story
         from controller.operator.explain import Explainer, find_service
         from controller.operator.snapshot import read_world
 
         space = namespace or cluster.namespace
+        if resource[0] != "ModelService":
+            placement = find_placement(cluster.api, space, *resource)
+            if placement is not None:
+                _tell_experts(read_story(cluster.api, space, placement), output)
+                return
         snapshot = read_world(cluster.api, space, gpu_resource=gpu_resource)
         key = find_service(snapshot, space, *resource)
         story = Explainer(snapshot=snapshot, gpu_label=gpu_label, time_limit_s=time_limit_s).explain(key)
@@ -92,6 +117,16 @@ def explain(
         print_story(story)
     else:
         print_structured(explain_answer(story), output)
+
+
+def _tell_experts(story: "ExpertStory", output: str) -> None:
+    from controller.cli.explain_experts import expert_answer, print_expert_story
+    from controller.cli.output import print_structured
+
+    if output == "table":
+        print_expert_story(story)
+    else:
+        print_structured(expert_answer(story), output)
 
 
 def explain_answer(story: "Story") -> dict[str, Any]:
@@ -110,6 +145,14 @@ def explain_answer(story: "Story") -> dict[str, Any]:
         "paused": view.paused,
         "message": story.message,
         "demand_rps": story.demand_rps,
+        "forecast": None
+        if story.forecast is None
+        else {
+            "rate_rps": story.forecast.get("requestsPerSecond"),
+            "rule": story.forecast.get("rule"),
+            "quantile": story.forecast.get("quantile"),
+            "fallback": story.forecast.get("fallback"),
+        },
         "current_cost_usd_per_h": story.current_cost_usd_per_h,
         "variants": _variants(story),
         "plan": None if plan is None or view.plan is None else _plan(story),
@@ -138,21 +181,18 @@ def explain_answer(story: "Story") -> dict[str, Any]:
             "gpu_pool": found.best_single_pool.pools[0],
             "cost_with_changes_usd_per_h": found.best_single_pool.cost_usd_per_h,
         },
+        "without_splitting": None
+        if found is None or found.without_splitting is None
+        else {
+            "gpu_pools": list(found.without_splitting.pools),
+            "cost_with_changes_usd_per_h": found.without_splitting.cost_usd_per_h,
+        },
         "binding": [
             {"kind": one.kind, "name": one.name or None, "saving_usd_per_h": one.saving_usd_per_h}
             for one in (found.binding if found is not None else ())
         ],
-        "conditions": [
-            {
-                "type": c.type,
-                "status": c.status,
-                "reason": c.reason,
-                "meaning": c.meaning,
-                "message": c.message,
-            }
-            for c in story.conditions
-        ],
-        "next": [{"what": advice.text, "command": advice.command or None} for advice in story.advice],
+        "conditions": conditions_answer(story.conditions),
+        "next": advice_answer(story.advice),
         "notes": list(story.notes),
     }
 
@@ -163,6 +203,7 @@ def _variants(story: "Story") -> list[dict[str, Any]]:
     return [
         {
             "name": v.spec.name,
+            "role": str(v.spec.role),
             "target": f"{v.spec.target_ref.kind}/{v.spec.target_ref.name}",
             "gpu_profile": v.spec.gpu_profile,
             "gpu_pool": v.pool or None,
@@ -200,6 +241,7 @@ def _plan(story: "Story") -> dict[str, Any]:
                 "input_tokens": r.input_tokens,
                 "output_tokens": r.output_tokens,
                 "variant": r.variant,
+                "role": str(r.role or "both"),
                 "share": r.share,
                 "requests_per_s": r.requests_per_second,
             }
@@ -210,6 +252,7 @@ def _plan(story: "Story") -> dict[str, Any]:
                 "index": s.index,
                 "action": str(s.action),
                 "variant": s.variant,
+                "role": str(s.role or "both"),
                 "target": f"{s.target_ref.kind}/{s.target_ref.name}",
                 "from_replicas": s.from_replicas,
                 "to_replicas": s.to_replicas,
@@ -224,13 +267,7 @@ def _plan(story: "Story") -> dict[str, Any]:
 
 def _step_state(story: "Story", index: int) -> str:
     status = story.view.plan.current if story.view.plan is not None else None
-    if status is None or status.phase == "Proposed":
-        return "proposed"
-    if index < status.step or status.phase == "Applied":
-        return "done"
-    if status.phase == "Failed":
-        return "failed" if index == status.step else "not reached"
-    return "under way" if index == status.step else "to come"
+    return "proposed" if status is None else step_state(status.phase, status.step, index)
 
 
 def print_story(story: "Story") -> None:
@@ -238,31 +275,18 @@ def print_story(story: "Story") -> None:
     view = story.view
     spec = view.spec
     mode = f", mode {spec.mode}" if spec is not None else ""
-    _say(f"ModelService {view.name}{': ' + spec.model if spec is not None else ''}{mode}")
-    _say(f"  {_message(story)}")
-    _say(_demand(story))
-    _say(_cost(story))
+    say(f"ModelService {view.name}{': ' + spec.model if spec is not None else ''}{mode}")
+    say(f"  {_message(story)}")
+    say(_demand(story))
+    say(_cost(story))
     _print_variants(story)
     _print_why(story)
     _print_routing(story)
     _print_steps(story)
-    _print_conditions(story)
-    click.echo("What to do next")
-    for advice in story.advice:
-        _say(f"  - {advice.text}", indent="    ")
-        if advice.command:
-            click.echo(f"      {advice.command}")  # whole, so that it can be copied
+    print_conditions(story.conditions)
+    print_advice(story.advice)
     for note in story.notes:
-        _say(f"({note})")
-
-
-def _say(text: str, *, indent: str = "  ") -> None:
-    if text:
-        click.echo(
-            textwrap.fill(
-                text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-            )
-        )
+        say(f"({note})")
 
 
 def _message(story: "Story") -> str:
@@ -278,6 +302,11 @@ def _demand(story: "Story") -> str:
     parts = []
     if story.demand_rps is not None:
         parts.append(f"{story.demand_rps:.4g} requests/s")
+    if story.forecast is not None and not story.forecast.get("fallback"):
+        parts.append(
+            f"forecast {float(story.forecast['requestsPerSecond']):.4g}"
+            f" ({story.forecast['rule']}, quantile {story.forecast['quantile']:g})"
+        )
     if plan is not None and plan.planned_requests_per_second is not None:
         parts.append(f"planned for {plan.planned_requests_per_second:.4g}")
     slo = spec.slo
@@ -312,7 +341,16 @@ def _print_variants(story: "Story") -> None:
         bounds = f"{v['min_replicas']}–{'∞' if v['max_replicas'] is None else v['max_replicas']}"
         price = None if v["price_usd_per_h"] is None else f"{v['price_usd_per_h']:.2f}"
         gpus = "?" if v["gpus_per_replica"] is None else f"{v['gpus_per_replica']} x {v['gpu_pool']}"
-        row = (v["name"], v["target"], gpus, price, v["replicas"], v["ready"], v["planned"], bounds)
+        row = (
+            _named(v["role"], v["name"]),
+            v["target"],
+            gpus,
+            price,
+            v["replicas"],
+            v["ready"],
+            v["planned"],
+            bounds,
+        )
         rows.append(row)
     click.echo("\nVariants")
     print_table(
@@ -323,7 +361,12 @@ def _print_variants(story: "Story") -> None:
     )
     for v in _variants(story):
         if v["trouble"]:
-            _say(f"  {v['name']}: {v['trouble']}\n", indent="    ")
+            say(f"  {_named(v['role'], v['name'])}: {v['trouble']}\n", indent="    ")
+
+
+def _named(role: str | None, name: str) -> str:
+    """Name a variant, after its role where it serves only one phase."""
+    return name if role in {None, "both"} else f"{role} {name}"
 
 
 def _print_why(story: "Story") -> None:
@@ -335,7 +378,7 @@ def _print_why(story: "Story") -> None:
         return
     click.echo("Why this plan" if plan is not None else "Why there is no plan")
     for line in lines:
-        _say(f"  - {line}", indent="    ")
+        say(f"  - {line}", indent="    ")
     click.echo()
 
 
@@ -362,6 +405,13 @@ def _found(story: "Story") -> Iterator[str]:
         )
     elif cost is not None and found.whole:
         yield "no plan uses another set of GPU types"
+    whole = found.without_splitting
+    if whole is not None and cost is not None:
+        more = whole.cost_usd_per_h - cost
+        yield (
+            f"without prefill and decode variants: {' + '.join(whole.pools)} for {whole.cost_usd_per_h:.2f} US$/h,"
+            f" changes counted, {more:+.2f}" + ("" if more > 5e-3 else ": splitting is not worth it")
+        )
     single = found.best_single_pool
     if single is not None and cost is not None and single.cost_usd_per_h > cost + 5e-3:
         yield (
@@ -378,6 +428,7 @@ def _binding(one: "BindingOne") -> str:
         "locked": f"who else scales variant {one.name}",
         "headroom": "headroomRatio",
         "survive": "survive",
+        "kv-links": "kvLinkGbytesPerSecond of the GpuProfiles",
     }[one.kind]
     if one.saving_usd_per_h is None:
         return f"without this there would be a plan: {what}"
@@ -394,7 +445,7 @@ def _print_routing(story: "Story") -> None:
         (
             f"{r.input_tokens:.0f} / {r.output_tokens:.0f}",
             None if r.requests_per_second is None else f"{r.requests_per_second:.3f}",
-            r.variant,
+            _named(r.role, r.variant),
             f"{100 * r.share:.1f} %",
         )
         for r in plan.routing
@@ -424,6 +475,8 @@ def _print_steps(story: "Story") -> None:
     for s in plan.steps:
         change = "" if s.action == "Shift" else f"{s.from_replicas} → {s.to_replicas}"
         target = "" if s.action == "Shift" else f"{s.target_ref.kind} {s.target_ref.name}"
+        if target and s.role is not None:
+            target = f"{target} ({s.role})"
         rows.append((s.index + 1, ACTIONS[s.action], target, change, _step_state(story, s.index)))
     click.echo(f"Steps (plan {plan.digest}, {phase})")
     print_table(
@@ -433,18 +486,5 @@ def _print_steps(story: "Story") -> None:
         right=(0,),
     )
     if story.waits_for:
-        _say(f"  it waits: {story.waits_for}")
+        say(f"  it waits: {story.waits_for}")
         click.echo()
-
-
-def _print_conditions(story: "Story") -> None:
-    from controller.cli.output import print_table
-
-    if not story.conditions:
-        return
-    rows = []
-    for c in story.conditions:
-        more = f": {c.message}" if c.message and c.reason != APPROVAL else ""
-        rows.append((f"{c.type}={c.status}", f"{c.meaning} ({c.reason}){more}"))
-    click.echo("Conditions")
-    print_table("", ("condition", "in words"), rows)

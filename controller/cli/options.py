@@ -5,7 +5,9 @@ the place for options of a single command.
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,20 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+def read_time(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """Read a time, seconds since 1970: ISO 8601 with a zone, or those seconds."""
+    if value is None:
+        return None
+    try:
+        when = datetime.fromisoformat(value)
+        if when.tzinfo is not None:
+            return when.timestamp()
+    except ValueError:
+        if re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+            return float(value)
+    raise click.BadParameter(f"{value!r} is no time such as 2026-11-21T15:00:00Z or 1795273200.")
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -80,6 +96,13 @@ output_option = click.option(
     envvar="BALLAST_OUTPUT",
     help="How to print the answer.",
 )
+catalogue_option = click.option(
+    "--catalogue",
+    "catalogue_files",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="TOML file with more GPU types, models or prices.",
+)
 seed_option = click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -119,12 +142,47 @@ no_timings_option = click.option(
 )
 
 
+CHANGES_NOTHING = "Changes nothing here."
+
+
+def _without_use(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """Make an option that is checked and then ignored."""
+    return click.option(*names, expose_value=False, help=CHANGES_NOTHING, **settings)
+
+
+_WITHOUT_USE = {
+    "--output": _without_use("-o", "--output", type=click.Choice(["table", "json", "yaml"])),
+    "--seed": _without_use("--seed", type=click.IntRange(min=0)),
+    "--time-limit": _without_use("--time-limit", type=FiniteRange(min=0, min_open=True)),
+    "--workers": _without_use("--workers", type=click.IntRange(min=1)),
+    "--no-timings": _without_use("--no-timings", is_flag=True),
+}
+"""By name what every command takes, for commands that have no use for it."""
+
+
 def common_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Add ``--config`` and the given shared options to a command."""
+    """Add ``options``, ``--config`` and what else every command takes.
+
+    A script may give all commands the same options: those that are not among ``options`` are checked and ignored.
+    """
+    used = _names(options)
+    ignored = tuple(option for name, option in _WITHOUT_USE.items() if name not in used)
 
     def add(command: Command) -> Command:
-        for option in reversed((*options, config_option)):
+        for option in reversed((*options, *ignored, config_option)):
             command = option(command)
         return command
 
     return add
+
+
+def _names(options: Sequence[Callable[[Any], Any]]) -> set[str]:
+    """Return how options are called on the command line."""
+
+    @click.command()
+    def bare() -> None:
+        """Take nothing yet."""
+
+    for option in options:
+        option(bare)
+    return {name for parameter in bare.params for name in parameter.opts}

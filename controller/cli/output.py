@@ -4,6 +4,7 @@ It exists so that all commands print alike and results never mix with progress. 
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,23 @@ def announce_compilation(*packages: str) -> None:
 
     if not all(map(kernels_are_kept, packages)):
         click.echo("compiling for this machine (once, about half a minute)", err=True)
+
+
+@contextmanager
+def foreign_lines_on_stderr() -> Iterator[None]:
+    """Keep stdout for answers alone: HiGHS writes a debugging line there now and then."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (AttributeError, OSError):  # stdout was closed before we began
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class Advance(Protocol):

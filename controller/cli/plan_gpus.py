@@ -20,73 +20,20 @@ from controller.cli.options import (
     time_limit_option,
     workers_option,
 )
-
-TRACE_OPTIONS = (
-    "models",
-    "gpu_types",
-    "slo",
-    "precisions",
-    "buckets",
-    "rate_scale",
-    "rate_kind",
-    "window_s",
-    "headroom_ratio",
-    "catalogue_files",
+from controller.cli.trace_options import (
+    TRACE_OPTIONS,
+    asked_of_trace,
+    file_or_trace,
+    trace_options,
+    write_instance,
 )
 
 
 @click.command("gpus")
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
-@click.option("--trace", type=click.Path(dir_okay=False), help="Build the problem from a request trace.")
-@click.option("--model", "models", multiple=True, help="Model to serve (with --trace; may be repeated).")
-@click.option("--gpu-types", help="Comma-separated GPU types to choose from.  [default: all with a price]")
-@click.option("--slo", default="ttft_p99=2.0,tbt_p99=0.1", show_default=True, help="Targets (with --trace).")
+@trace_options(buckets=30, free_part="replica")
 @click.option(
     "--precision", "precisions", multiple=True, help="Weight precision to offer.  [default: the model's]"
-)
-@click.option(
-    "--buckets",
-    type=click.IntRange(1, 400),
-    default=30,
-    show_default=True,
-    help="Request sizes to tell apart.",
-)
-@click.option(
-    "--rate-scale",
-    type=FiniteRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Multiply the trace's rate.",
-)
-@click.option(
-    "--rate",
-    "rate_kind",
-    type=click.Choice(["peak", "mean", "p99", "p95"]),
-    default="peak",
-    show_default=True,
-    help="Which rate of the trace to plan for, over windows of --window-s.",
-)
-@click.option(
-    "--window-s",
-    type=FiniteRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Window of the peak and quantile rates, in seconds.",
-)
-@click.option(
-    "--headroom",
-    "headroom_ratio",
-    type=FiniteRange(0, 1, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Share of every replica that stays free (with --trace).",
-)
-@click.option(
-    "--catalogue",
-    "catalogue_files",
-    multiple=True,
-    type=click.Path(dir_okay=False),
-    help="TOML file with more GPU types, models or prices (with --trace).",
 )
 @click.option("--write-instance", type=click.Path(dir_okay=False), help="Keep the problem that was built.")
 @click.option(
@@ -121,38 +68,28 @@ def gpus(ctx: click.Context, /, **given: Any) -> None:
     Examples:
       ballast plan gpus instance.json -o json
       ballast plan gpus --trace conv.csv --model meta-llama/Llama-3.1-8B --slo ttft_p99=1.0,tbt_p99=0.05
+      ballast plan gpus --trace conv.csv --model meta-llama/Llama-3.1-8B --forecast rates.csv --lead-s 1800
+      ballast plan gpus --trace week.csv --model meta-llama/Llama-3.1-8B --forecast-own sizes --window-s 600
     """  # noqa: D301 - the \b is meant: click keeps such lines as they are
     from controller.cli.answers import gpu_mix_answer, plan_exit_code
-    from controller.cli.output import print_structured, progress
+    from controller.cli.output import foreign_lines_on_stderr, print_structured, progress
     from controller.planning import plan_gpu_mix
 
-    if (given["file"] is None) == (given["trace"] is None):
-        raise click.UsageError("give either FILE or --trace", ctx)
-    if given["file"] is not None:
-        for name in TRACE_OPTIONS:
-            if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{name.replace('_', '-')} goes with --trace, not with FILE", ctx)
+    file_or_trace(ctx, given, (*TRACE_OPTIONS, "precisions"))
     if given["file"] is not None:
         from telemetry.sources.gpu_mix_file import read_gpu_mix_instance
 
         instance = read_gpu_mix_instance(given["file"])
-        with progress(f"planning {instance.name}", None):
+        with progress(f"planning {instance.name}", None), foreign_lines_on_stderr():
             timed = plan_gpu_mix(
                 instance, options=_options(ctx, given), workers=given["workers"], explain=given["explain"]
             )
     else:
-        if not given["models"]:
-            raise click.UsageError("--trace needs --model", ctx)
-        instance, timed = _plan_from_trace(given, _options(ctx, given))
+        instance, timed = _plan_from_trace(ctx, given)
     if given["write_instance"] is not None:
-        import json
-        from pathlib import Path
-
         from telemetry.sources.gpu_mix_file import gpu_mix_instance_to_json
-        from telemetry.sources.traces.write import whole_file
 
-        with whole_file(Path(given["write_instance"])) as write:
-            write(json.dumps(gpu_mix_instance_to_json(instance), indent=1) + "\n")
+        write_instance(given["write_instance"], gpu_mix_instance_to_json(instance))
     solve_s = None if given["no_timings"] else timed.solve_s
     if given["output"] == "table":
         from controller.cli.plan_tables import print_gpu_mix
@@ -178,37 +115,31 @@ def _options(ctx: click.Context, given: dict[str, Any]) -> "SolveOptions":
     )
 
 
-def _plan_from_trace(given: dict[str, Any], options: "SolveOptions") -> "tuple[GpuMixInstance, TimedPlan]":
+def _plan_from_trace(ctx: click.Context, given: dict[str, Any]) -> "tuple[GpuMixInstance, TimedPlan]":
     """Read the trace, plan for it, say on stderr what was assumed."""
     from pathlib import Path
 
+    from controller.cli.forecast_rate import say_foreseen
     from controller.cli.output import progress
     from controller.planning import TimedPlan, explained
     from controller.trace_planning import TraceQuestion, plan_trace
-    from solver.domain.slo import parse_slo
 
-    kind = given["rate_kind"]
-    question = TraceQuestion(
-        models=given["models"],
-        slo=parse_slo(given["slo"], where="--slo"),
-        gpu_types=tuple(name.strip() for name in (given["gpu_types"] or "").split(",") if name.strip()),
-        precisions=given["precisions"],
-        largest_bucket_count=given["buckets"],
-        rate=int(kind[1:]) / 100 if kind.startswith("p9") else kind,
-        window_s=given["window_s"],
-        rate_scale=given["rate_scale"],
-        headroom_ratio=given["headroom_ratio"],
-        catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
-    )
+    options = _options(ctx, given)
+    common, rate = asked_of_trace(ctx, given)
+    question = TraceQuestion(**common, precisions=given["precisions"])
     with progress(f"planning for {Path(given['trace']).name}", None):
         traced = plan_trace(given["trace"], question, options=options, workers=given["workers"])
     summary, settled = traced.summary, traced.settled
+    planned = (
+        f"planning for {traced.demand.rate_rps * question.rate_scale:.3f} req/s ({rate.says}) per model, "
+    )
     click.echo(
-        f"{traced.trace_name}: {summary.requests:,} requests in {summary.duration_s:,.0f} s; planning for"
-        f" {traced.demand.rate_rps * question.rate_scale:.3f} req/s ({kind} over {question.window_s:g} s) per model,"
-        f" {len(traced.demand.buckets)} request sizes",
+        f"{traced.trace_name}: {summary.requests:,} requests in {summary.duration_s:,.0f} s; "
+        f"{'' if rate.own is not None else planned}{len(traced.demand.buckets)} request sizes",
         err=True,
     )
+    if rate.own is not None:
+        say_foreseen(traced.foreseen, rate.own, window_s=question.window_s)
     for reason, rows in traced.dropped_rows.items():
         if rows:
             click.echo(f"left out {rows:,} rows: {reason.replace('_', ' ')}", err=True)

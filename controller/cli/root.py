@@ -18,13 +18,17 @@ from controller.time_limit import TimeLimitError
 from solver.domain.errors import InputError
 
 COMMANDS = {
+    "agent": "controller.cli.agent:agent",
     "catalogue": "controller.cli.catalogue:catalogue",
     "compare": "controller.cli.compare:compare",
     "controller": "controller.cli.controller:controller",
     "demo": "controller.cli.demo:demo",
     "doctor": "controller.cli.doctor:doctor",
+    "experts": "controller.cli.experts:experts",
     "explain": "controller.cli.explain:explain",
+    "forecast": "controller.cli.forecast:forecast",
     "plan": "controller.cli.plan:plan",
+    "power": "controller.cli.power:power",
     "simulate": "controller.cli.simulate:simulate",
     "sweep": "controller.cli.sweep:sweep",
     "trace": "controller.cli.trace:trace",

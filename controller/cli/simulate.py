@@ -12,6 +12,7 @@ import click
 
 from controller.cli.lazy import LazyGroup
 from controller.cli.options import (
+    catalogue_option,
     common_options,
     no_timings_option,
     output_option,
@@ -30,6 +31,7 @@ COMMANDS = {
     "cluster": "controller.cli.simulate:cluster",
     "golden": "controller.cli.golden:golden",
     "provision": "controller.cli.simulate_provision:provision",
+    "row": "controller.cli.simulate_row:row",
     "validate": "controller.cli.simulate_validate:validate",
 }
 
@@ -57,13 +59,7 @@ def simulate() -> None:
 )
 @click.option("--report", type=click.Path(dir_okay=False), help="HTML file to write a report to.")
 @click.option("--requests-out", type=click.Path(dir_okay=False), help="CSV file for one row per request.")
-@click.option(
-    "--catalogue",
-    "catalogue_files",
-    multiple=True,
-    type=click.Path(dir_okay=False),
-    help="TOML file with more GPU types, models or prices.",
-)
+@catalogue_option
 @click.option("--stop-when-overloaded", is_flag=True, help="Break off once the backlog grows without end.")
 @common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context

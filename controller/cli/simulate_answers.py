@@ -110,6 +110,7 @@ def cluster_answer(run: SimulatedCluster, *, timings: bool = True) -> dict[str, 
             }
             for pool, used in zip(figures.pools, run.pools, strict=True)
         ],
+        **({} if run.planned is None else {"planner": planner_answer(run)}),
         "step_model": {
             "kind": run.step_model,
             "known_error": run.known_error,
@@ -129,6 +130,65 @@ def cluster_answer(run: SimulatedCluster, *, timings: bool = True) -> dict[str, 
         "seed": run.seed,
         "warm_up_s": number(figures.warm_up_s),
         **timed,
+    }
+
+
+def planner_answer(run: SimulatedCluster) -> dict[str, Any] | None:
+    """Write what a planner decided and what came of it; None: the scenario has none."""
+    planned, attained, rules = run.planned, run.attained, run.scenario.planner
+    if planned is None or attained is None or rules is None:
+        return None
+    names = [pool.name for pool in run.pools]
+    return {
+        "policy": str(rules.policy),
+        "interval_s": number(rules.interval_s),
+        "start_s": number(rules.start_s),
+        "horizon_s": number(rules.ahead_s),
+        "forecast": rules.forecast,
+        "violations": number(rules.violations),
+        "headroom_ratio": number(rules.headroom_ratio),
+        "attained_request_ratio": number(attained.request_ratio),
+        "attained_window_ratio": number(attained.window_ratio),
+        "window_s": number(attained.window_s),
+        "mean_instances": {
+            pool.name: number(float(run.record.up_s[run.record.pool_of_instance == p].sum()) / horizon_s)
+            for p, pool in enumerate(run.pools)
+            if (horizon_s := max(run.figures.horizon_s, 1e-9))
+        },
+        "started": planned.started,
+        "stopped": planned.stopped,
+        "rehearsed": planned.rehearsed,
+        "refused": planned.refused,
+        "rules": dict(planned.rules),
+        "no_plan": dict(planned.no_plan),
+        "actions": [
+            {
+                "t_s": number(decision.time_s),
+                "model": decision.model,
+                "rate_rps": number(decision.rate_rps),
+                "rule": decision.rule,
+                "instances": dict(
+                    zip(
+                        [pool.name for pool in run.pools if pool.model == decision.model],
+                        decision.replicas,
+                        strict=True,
+                    )
+                ),
+                "why": decision.why,
+            }
+            for decision in planned.decisions
+        ],
+        "mix": [
+            {
+                "t_s": number(time_s),
+                "asked": dict(zip(names, planned.asked[row].tolist(), strict=True)),
+                "serving": dict(zip(names, planned.ready[row].tolist(), strict=True)),
+                "rate_rps": number(planned.rate_rps[row]),
+                "capacity_rps": number(planned.capacity_rps[row]),
+                "cap_ratio": number(planned.cap_ratio[row]),
+            }
+            for row, time_s in enumerate(planned.times_s.tolist())
+        ],
     }
 
 

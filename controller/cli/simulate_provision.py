@@ -8,6 +8,7 @@ import click
 
 from controller.cli.options import (
     FiniteRange,
+    catalogue_option,
     common_options,
     no_timings_option,
     output_option,
@@ -56,13 +57,7 @@ TIMED_OUT = 4
     show_default=True,
     help="Largest number of instances of a pool.",
 )
-@click.option(
-    "--catalogue",
-    "catalogue_files",
-    multiple=True,
-    type=click.Path(dir_okay=False),
-    help="TOML file with more GPU types, models or prices.",
-)
+@catalogue_option
 @common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def provision(ctx: click.Context, /, **given: Any) -> None:

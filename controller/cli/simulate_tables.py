@@ -1,11 +1,14 @@
 """Simulated runs as tables for people: latencies, pools, what limits."""
 
 import click
+import numpy as np
 
 from controller.cli.output import TABLE_WIDTH, print_table
 from controller.simulation import SimulatedCluster
 from simulator.limits import limits_of
 from simulator.metrics import Distribution, SloCheck
+
+MOST_MIX_ROWS = 24
 
 
 def print_cluster(run: SimulatedCluster, *, timings: bool) -> None:
@@ -24,6 +27,7 @@ def print_cluster(run: SimulatedCluster, *, timings: bool) -> None:
     _print_latencies(run)
     _print_checks(run)
     _print_pools(run)
+    _print_planner(run)
     _say("What limits", "; ".join(limits_of(figures)))
     _print_totals(run)
     _say("Step model", f"{run.step_model}; known error: {run.known_error}")
@@ -98,6 +102,52 @@ def _print_pools(run: SimulatedCluster) -> None:
         )
     columns = ("pool", "role", "instances", "step model", "busy", "running", "waiting", "kWh", "US$")
     print_table("Pools (running and waiting: requests per instance)", columns, rows, right=range(4, 9))
+
+
+def _print_planner(run: SimulatedCluster) -> None:
+    """Say what the planner did, the mix at most so many times, and what came of it."""
+    planned, attained, rules = run.planned, run.attained, run.scenario.planner
+    if planned is None or attained is None or rules is None:
+        return
+    changed = np.flatnonzero(np.any(np.diff(planned.ready, axis=0, prepend=-1) != 0, axis=1)).tolist()
+    shown = [changed[k] for k in _spread(len(changed), MOST_MIX_ROWS)]
+    rows = [
+        (
+            f"{planned.times_s[t] / 3600.0:.2f}",
+            f"{planned.rate_rps[t]:.2f}",
+            f"{planned.capacity_rps[t]:.2f}",
+            ", ".join(
+                f"{count} {pool.name}"
+                for pool, count in zip(run.pools, planned.ready[t].tolist(), strict=True)
+                if count
+            ),
+            f"{100.0 * planned.cap_ratio[t]:.0f} %",
+        )
+        for t in shown
+    ]
+    columns = ("hour", "asked rps", "carried rps", "instances that serve", "cap of TDP")
+    of = "" if len(shown) == len(changed) else f" ({len(shown)} of {len(changed)} changes)"
+    print_table(f"Planner {rules.policy}: the mix over time{of}", columns, rows, right=(0, 1, 2, 4))
+    cost = "" if run.figures.cost_usd is None else f"{run.figures.cost_usd:,.2f} US$; "
+    energy = "" if run.figures.energy_j is None else f"{run.figures.energy_j / 3.6e6:,.1f} kWh; "
+    _say(
+        "Planner",
+        f"{cost}{energy}{100.0 * attained.request_ratio:.2f} % of all requests inside the SLO's limits,"
+        f" {100.0 * attained.window_ratio:.1f} % of the windows of {attained.window_s:g} s kept"
+        f" p{attained.percentile:g};"
+        f" {len(planned.decisions)} changes, {planned.started} instances started, {planned.stopped} stopped",
+    )
+    used = ", ".join(f"{rule} {times:,} times" for rule, times in planned.rules.items())
+    _say("Rate from", used or "nothing was known of the traffic")
+    for why, times in planned.no_plan.items():
+        _say("No plan", f"{why} ({times:,} times); what ran stayed")
+
+
+def _spread(number: int, most: int) -> list[int]:
+    """Choose at most so many of the first whole numbers, evenly, first and last among them."""
+    if number <= most:
+        return list(range(number))
+    return [round(k * (number - 1) / (most - 1)) for k in range(most)]
 
 
 def _print_totals(run: SimulatedCluster) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controller.cli.options import (
+    catalogue_option,
     common_options,
     no_timings_option,
     output_option,
@@ -32,13 +33,7 @@ SCHEMA = "simulation-validation/1"
     "--calibrate", is_flag=True, help="Fit step times to the first 60 % of the requests, judge on the rest."
 )
 @click.option("--write-fit", type=click.Path(dir_okay=False), help="File for the fit (with --calibrate).")
-@click.option(
-    "--catalogue",
-    "catalogue_files",
-    multiple=True,
-    type=click.Path(dir_okay=False),
-    help="TOML file with more GPU types, models or prices.",
-)
+@catalogue_option
 @common_options(output_option, seed_option, run_limit_option, workers_option, no_timings_option)
 @click.pass_context
 def validate(ctx: click.Context, /, **given: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controller.cli.options import common_options, output_option, seed_option
+from controller.cli.options import FiniteRange, common_options, output_option, seed_option
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,8 +31,10 @@ _QUANTILES = (0.5, 0.9, 0.99)
 _TIME_DECIMALS = 9
 """Computed times are written in whole nanoseconds, so that 0.1 + 0.2 does not read as 0.30000000000000004."""
 _LARGEST_FILE_COUNT = 10_000
+_LARGEST_WINDOW = 2**53
+"""From here on a time divided by the length of a window no longer tells neighbours apart."""
 
-_positive = click.FloatRange(min=0, min_open=True)
+_positive = FiniteRange(min=0, min_open=True)
 _file = click.argument("file", type=click.Path())
 _format_option = click.option(
     "--format",
@@ -44,7 +46,7 @@ _format_option = click.option(
 )
 _spread_option = click.option(
     "--spread-s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.0,
     show_default=True,
     help="Spread requests that share a time stamp over so many seconds (Mooncake: 3).",
@@ -256,7 +258,7 @@ def _short(value: float | None) -> str:
 @click.option(
     "--diurnal",
     "diurnal_ratio",
-    type=click.FloatRange(min=0, max=1, max_open=True),
+    type=FiniteRange(min=0, max=1, max_open=True),
     default=0.0,
     show_default=True,
     help="Daily swing: the rate runs from (1 - x) to (1 + x) times the mean, beginning at its low.",
@@ -451,7 +453,7 @@ def _tidy(requests: "Requests") -> "Requests":
 @click.option("--at-s", type=_positive, default=None, help="Cut in two at this time of the trace.")
 @click.option(
     "--ratio",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    type=FiniteRange(min=0, max=1, min_open=True, max_open=True),
     default=None,
     help="Cut in two behind this share of the requests.",
 )
@@ -507,10 +509,7 @@ def _cut(
     if at_s is not None:
         return lambda chunk, _: ((chunk.arrival_s >= at_s).astype(int), lambda piece: piece * at_s)
     if window_s is not None:
-        return lambda chunk, _: (
-            np.floor(chunk.arrival_s / window_s).astype(int),
-            lambda piece: piece * window_s,
-        )
+        return lambda chunk, _: (_windows(chunk, window_s), lambda piece: piece * window_s)
     with _opened(file, form=form) as (_, chunks):
         total = sum(len(chunk) for chunk in chunks)
     head = min(max(math.floor((ratio or 0.0) * total + 0.5), 1), total)
@@ -518,6 +517,20 @@ def _cut(
         (np.arange(before, before + len(chunk)) >= head).astype(int),
         lambda piece: None if piece else 0.0,
     )
+
+
+def _windows(requests: "Requests", window_s: float) -> "NDArray[Any]":
+    """Return the number of the window that each request is in."""
+    import numpy as np
+
+    from solver.domain.errors import InputError
+
+    latest_s = float(requests.arrival_s[-1]) if len(requests) else 0.0
+    if latest_s / window_s > _LARGEST_WINDOW:
+        raise InputError(
+            f"windows of {window_s:g} s are too many until {latest_s:g} s", right="longer windows"
+        )
+    return np.floor(requests.arrival_s / window_s).astype(int)
 
 
 def _pieces(chunks: "Iterable[Requests]", cut: Cut, *, keep_times: bool) -> "Iterator[tuple[int, Requests]]":

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from controller.cluster_fleet import PoolInUse
+from controller.reports import closed_loop_plots as loop_plots
 from controller.reports import cluster_plots as plots
+from controller.reports.page import page_environment, write_page
 from controller.simulation import SimulatedCluster
 from simulator.fleet import EventKind, Role
 from simulator.limits import limits_of
@@ -25,9 +26,7 @@ from simulator.record import RequestStatus, Saturation
 from simulator.scenario import ScenarioEvent
 from solver.domain.slo import SloMetric, SloTarget
 from solver.domain.trace import Floats
-from telemetry.sources.traces.write import whole_file
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 MISSING = "-"
 SMALLEST = 1e-4
 """Figures below it are not told apart."""
@@ -35,6 +34,8 @@ MOST_MARKS = 30
 """More events than that are listed and not drawn."""
 MOST_POOLS = 8
 """Pools that the headline names."""
+MOST_ACTIONS = 200
+"""Changes of a planner that are listed."""
 MOST_MODELS = 6
 """Models that get a curve of their own."""
 HEADLINES = {True: "The SLO is met", False: "The SLO is missed", None: "No SLO was asked for"}
@@ -86,21 +87,13 @@ def write_cluster_report(
         If the file cannot be written.
     """
     text = render_cluster_report(simulated, version=version, timings=timings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as write:
-        write(text)
+    write_page(path, text)
 
 
 def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", timings: bool = True) -> str:
     """Return the report as HTML text."""
     run, figures, record = simulated, simulated.figures, simulated.record
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["figure"] = figure
     environment.filters["usd"] = usd
     environment.filters["percent"] = percent
@@ -109,7 +102,8 @@ def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", tim
     environment.filters["count"] = lambda value: f"{value:,.0f}"
     latencies = _latencies(run)
     names = [pool.name for pool in run.pools]
-    marks_s, events = _events(run.scenario.events)
+    # What a planner starts and stops is drawn as the mix; its single events would fill pages.
+    marks_s, events = _events(run.scenario.events) if run.planned is None else ((), [])
     line = plots.timeline(
         record.series,
         names,
@@ -129,6 +123,7 @@ def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", tim
         drawn["load"] = plots.load(line)
         if figures.power is not None:
             drawn["power"] = plots.power(line, budget_w=figures.power.budget_w)
+    drawn |= _planned_plots(run)
     return environment.get_template("cluster.html.j2").render(
         run=run,
         figures=figures,
@@ -140,6 +135,8 @@ def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", tim
         kept_up=KEPT_UP[figures.saturation],
         fleet=[(pool, _role_words(pool), _instances(pool)) for pool in run.pools],
         most_pools=MOST_POOLS,
+        actions=_actions(run),
+        most_actions=MOST_ACTIONS,
         duration=duration(figures.end_time_s),
         tightest=figures.slo.limiting,
         tightest_words=None if figures.slo.limiting is None else target_words(figures.slo.limiting.target),
@@ -163,6 +160,46 @@ def render_cluster_report(simulated: SimulatedCluster, *, version: str = "", tim
         marks_drawn=len(marks_s) <= MOST_MARKS,
         plots={name: Markup(text) for name, text in drawn.items()},  # noqa: S704 - our own SVG; every text in it is escaped
     )
+
+
+def _planned_plots(run: SimulatedCluster) -> dict[str, str]:
+    """Draw what a planner did: the mix beside the traffic, and the windows that missed."""
+    planned, attained = run.planned, run.attained
+    if planned is None or attained is None:
+        return {}
+    end_s = float(run.requests.arrival_s[-1])
+    window_s = min(attained.window_s, max(60.0, end_s / 24.0))
+    arrived = np.bincount((run.requests.arrival_s // window_s).astype(np.int64)) / window_s
+    panel = loop_plots.MixPanel(
+        label="What the instances that serve carry inside the SLO",
+        times_s=planned.times_s,
+        carried_rps=planned.carried_rps,
+        cap_ratio=planned.cap_ratio,
+    )
+    outside = loop_plots.Rows(
+        labels=("this run",), step_s=attained.window_s, values=(1.0 - attained.of_window,)
+    )
+    return {
+        "mix": loop_plots.mix_over_time(
+            [panel], [pool.name for pool in run.pools], rate_rps=arrived, window_s=window_s, end_s=end_s
+        ),
+        "missed": loop_plots.missed_windows(outside, allowed_ratio=1.0 - attained.percentile / 100.0),
+    }
+
+
+def _actions(run: SimulatedCluster) -> list[tuple[str, str, str, str]]:
+    """Return (time, model, what is to run, why) of a planner's changes."""
+    if run.planned is None:
+        return []
+    rows = []
+    for decision in run.planned.decisions:
+        names = [pool.name for pool in run.pools if pool.model == decision.model]
+        mix = ", ".join(
+            f"{count} × {name}" for name, count in zip(names, decision.replicas, strict=True) if count
+        )
+        why = f"{decision.why}; {decision.rate_rps:.3g} requests/s asked for ({decision.rule})"
+        rows.append((duration(decision.time_s), decision.model, mix or "nothing", why))
+    return rows
 
 
 def figure(value: float | None, unit: str = "") -> str:

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from controller.day_study import ComparedDay
 from controller.reports import gpu_mix_plots as plots
+from controller.reports.closed_loop import day_context
 from controller.reports.gpu_mix_plots import count_label, short_model, slo_label, variant_label
 from controller.reports.known_errors import CAPACITY, JUDGED_GPU_TYPES, STEP_TIMES, WATTS
+from controller.reports.page import page_environment, write_page
 from controller.reports.svg import number
 from controller.trace_study import Point, TraceStudy, replicas_in_use
 from solver.domain.gpu_mix import PlanStatus
 from solver.performance.protocol import ReplicaKind
-from telemetry.sources.traces.write import whole_file
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 STATUS = {
     PlanStatus.OPTIMAL: "proved optimal",
     PlanStatus.FEASIBLE: "feasible; the time limit came before the proof",
@@ -43,29 +43,21 @@ class Run:
     """None: leave out what times the run, so that equal runs give equal bytes."""
 
 
-def write_report(study: TraceStudy, path: Path, run: Run) -> None:
-    """Write the report; its folder is made if it is missing.
+def write_report(study: TraceStudy, path: Path, run: Run, *, day: ComparedDay | None = None) -> None:
+    """Write the report, with a followed day where there is one; its folder is made if it is missing.
 
     Raises
     ------
     InputError
         If the file cannot be written.
     """
-    text = render_report(study, run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as write:
-        write(text)
+    text = render_report(study, run, day=day)
+    write_page(path, text)
 
 
-def render_report(study: TraceStudy, run: Run) -> str:
+def render_report(study: TraceStudy, run: Run, *, day: ComparedDay | None = None) -> str:
     """Return the report as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["number"] = number
     environment.filters["usd"] = lambda value: f"{value:,.2f}"
     environment.filters["percent"] = lambda ratio, digits=1: f"{100 * ratio:.{digits}f} %"
@@ -109,6 +101,7 @@ def render_report(study: TraceStudy, run: Run) -> str:
         capacity=CAPACITY,
         short=short_model,
         dropped={reason.replace("_", " "): rows for reason, rows in study.dropped_rows.items() if rows},
+        day=None if day is None else day_context(day),
     )
 
 

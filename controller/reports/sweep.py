@@ -7,18 +7,16 @@ here but the order of the rows. With one axis it draws lines, with two a map, wi
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
+from controller.reports.page import page_environment, write_page
 from controller.reports.svg import FAINT, PALETTE, STYLE, Plot, number
 from controller.sweeps import Row, SweepResult
 from simulator.sweep import Sweep
 from simulator.sweep_file import SweepSpec
-from telemetry.sources.traces.write import whole_file
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 MOST_ROWS = 500
 """Rows shown in the page; the file table.csv has all."""
 COLUMNS = (
@@ -35,9 +33,7 @@ MET, MISSED = PALETTE[2], PALETTE[4]
 
 def write_sweep_report(spec: SweepSpec, result: SweepResult, path: Path) -> None:
     """Write the report."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    environment = page_environment()
     rows = result.rows
     drawn = [Markup(svg) for svg in _plots(spec.sweep, rows)]  # noqa: S704 - our own SVG; every text in it is escaped
     text = environment.get_template("sweep.html.j2").render(
@@ -53,8 +49,7 @@ def write_sweep_report(spec: SweepSpec, result: SweepResult, path: Path) -> None
         seeds=len(spec.sweep.seeds),
         plots=drawn,
     )
-    with whole_file(path) as write:
-        write(text)
+    write_page(path, text)
 
 
 def _line(sweep: Sweep, row: Row) -> dict[str, Any]:
