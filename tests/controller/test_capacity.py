@@ -1,8 +1,6 @@
 """Searches over simulated scenarios, as values and as commands."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from simulator.fleet import Role
 from simulator.scenario_file import read_scenario
 from solver.domain.errors import InputError
 from solver.domain.slo import parse_slo
+from tests.commands import ballast
 
 SCENARIO = """
 schema: scenario/1
@@ -44,16 +43,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def question(folder: Path) -> Question:
     return ask(read_scenario(folder / "s.yaml"))
-
-
-def ballast(*words: str, at: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from controller.cli.root import main; main()", *words],
-        cwd=at,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_the_rate_found_is_met_and_a_little_more_is_not(question: Question) -> None:

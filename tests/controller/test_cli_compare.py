@@ -1,15 +1,14 @@
 """``ballast compare``: two answers side by side."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
+from tests import commands
+
 FIRST: dict[str, Any] = {
     "schema": "cluster-simulation/1",
     "version": "1",
@@ -23,15 +22,7 @@ FIRST: dict[str, Any] = {
 def compare(tmp_path: Path, first: str, second: str, *args: str) -> subprocess.CompletedProcess[str]:
     for name, text in (("a.json", first), ("b.json", second)):
         (tmp_path / name).write_text(text)
-    return subprocess.run(
-        [*BALLAST, "compare", "a.json", "b.json", *args],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        timeout=60,
-    )
+    return commands.ballast("compare", "a.json", "b.json", *args, at=tmp_path)
 
 
 def changed(**changes: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
-SMALL = ("--model", "meta-llama/Llama-3.1-8B", "--gpu-types", "L4,A100-80-SXM")
+SMALL = ("--model", "meta-llama/Llama-3.1-8B", "--gpu-types", "L4,A100-80-SXM", "--hours", "0")
 REPORT = "report.html"
 
 

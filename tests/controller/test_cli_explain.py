@@ -1,18 +1,20 @@
 """``ballast explain`` and ``ballast doctor`` as text: narrow with the longest names, commands whole, plain words."""
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from controller.cli.doctor import doctor_answer, print_report
-from controller.cli.explain import explain_answer, print_story
+from controller.cli.explain import _found, explain_answer, print_story
 from controller.operator.api import DEPLOYMENTS, GPU_PROFILES, MODEL_SERVICES, NODES, PLANS
-from controller.operator.doctor import Finding, Mark, Product, Report
+from controller.operator.doctor.findings import Finding, Mark, Product, Report
 from controller.operator.explain import Explainer, Story, find_service
 from controller.operator.snapshot import Snapshot
 from controller.operator.world import World
 from solver.domain.errors import InputError
+from solver.services.explain import Explanation, Rival
 
 Object = dict[str, Any]
 SPACE = "n" * 63
@@ -182,6 +184,29 @@ def test_the_answer_for_programs_says_the_same() -> None:
     assert [step["state"] for step in answer["plan"]["steps"]] == ["proposed", "proposed"]
 
 
+def test_a_forecast_is_shown_with_its_rule_and_quantile(capsys: pytest.CaptureFixture[str]) -> None:
+    ready = {"type": "ForecastReady", "status": "True", "reason": "Forecasting", "message": "blend at 0.99"}
+    world = cluster(1, conditions=[*waiting(), ready])
+    body = world.get(MODEL_SERVICES.kind, (SPACE, NAME))
+    assert body is not None
+    used = {"requestsPerSecond": 1.75, "rule": "max of last 2, local margin", "quantile": 0.9925}
+    newer = {**body["metadata"], "resourceVersion": "2"}
+    changed = {**body, "metadata": newer, "status": {**body["status"], "forecast": used}}
+    world.put(MODEL_SERVICES.kind, changed)
+    story = story_of(world)
+    lines = printed(story, capsys)
+    text = " ".join(" ".join(lines).split())
+    assert "forecast 1.75 (max of last 2, local margin, quantile 0.9925)" in text
+    assert any("plans are made for what is forecast" in line for line in lines)
+    assert [line for line in lines if len(line) > 100 and len(line.split()) > 2 and COMMAND not in line] == []
+    assert explain_answer(story)["forecast"] == {
+        "rate_rps": 1.75,
+        "rule": "max of last 2, local margin",
+        "quantile": 0.9925,
+        "fallback": None,
+    }
+
+
 def test_steps_tell_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     applying = waiting("Applying", "step 2 of 3: 1 of 2 replicas are ready")
     story = story_of(cluster(3, phase="Applying", conditions=applying))
@@ -254,3 +279,19 @@ def test_doctor_fits_whatever_it_finds(capsys: pytest.CaptureFixture[str]) -> No
     answer = doctor_answer("https://example.test:6443", report)
     assert answer["complete"] is False
     assert len(answer["findings"]) == 61
+
+
+@pytest.mark.parametrize(("whole_usd_per_h", "told"), [(48.0, "+24.00"), (24.0, "splitting is not worth it")])
+def test_what_splitting_saves_is_told(whole_usd_per_h: float, told: str) -> None:
+    found = Explanation(
+        status="optimal",
+        replicas=(0, 3, 1),
+        cost_usd_per_h=24.0,
+        second_best=None,
+        best_single_pool=None,
+        binding=(),
+        whole=True,
+        without_splitting=Rival(pools=("a100",), cost_usd_per_h=whole_usd_per_h, proved=True),
+    )
+    lines = list(_found(cast("Any", SimpleNamespace(explanation=found, best_now=""))))
+    assert any("without prefill and decode variants: a100" in line and told in line for line in lines)

@@ -70,6 +70,7 @@ def test_both_are_declared(tmp_path: Path) -> None:
         (["do"], {"doctor"}),
         (["explain", "mod"], {"modelservice/"}),
         (["explain", "p"], {"plan/"}),
+        (["explain", "e"], {"expertplacement/"}),
         (["doctor", "-o", "j"], {"json"}),
         (["controller", ""], {"run"}),
         (["explain", "--time"], {"--time-limit"}),

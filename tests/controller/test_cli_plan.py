@@ -1,7 +1,6 @@
 """``ballast plan gpus`` as users run it: a process, its answer on stdout, its exit code, one line when it fails."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
+from tests import commands
 
 TOY: dict[str, Any] = {
     "schema": "gputype-instance/1",
@@ -37,15 +36,7 @@ TOY: dict[str, Any] = {
 
 
 def ballast(*args: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BALLAST, *args],
-        check=False,
-        capture_output=True,
-        text=True,
-        input=stdin,
-        env={**os.environ, **environment},
-        timeout=120,
-    )
+    return commands.ballast(*args, stdin=stdin, environment=environment)
 
 
 @pytest.fixture
@@ -248,7 +239,7 @@ def test_a_full_disk_is_one_line_and_exit_1(toy: Path) -> None:
         pytest.skip("needs /dev/full")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*BALLAST, "plan", "gpus", str(toy), "-o", "json"],
+            [*commands.BALLAST, "plan", "gpus", str(toy), "-o", "json"],
             check=False,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -309,7 +300,7 @@ def test_a_null_in_the_config_and_closed_streams_are_one_line(toy: Path, tmp_pat
     for redirect in ("<&-", ">&-"):
         file = "-" if redirect == "<&-" else str(toy)
         shell = subprocess.run(
-            ["bash", "-c", f'exec "$@" {redirect}', "bash", *BALLAST, "plan", "gpus", file],
+            ["bash", "-c", f'exec "$@" {redirect}', "bash", *commands.BALLAST, "plan", "gpus", file],
             check=False,
             capture_output=True,
             text=True,

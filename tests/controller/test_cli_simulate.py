@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
+from tests.commands import BALLAST, ballast
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("chat-split", "one-pool", "prefix-cache", "two-models")
 LATENCIES = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -26,18 +26,6 @@ TINY: dict[str, Any] = {
     "trace": {"file": "t.csv"},
 }
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0.0,100,10\n0.5,2000,1\n0.75,300,20\n1.5,50,5\n"
-
-
-def ballast(*args: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BALLAST, *map(str, args)],
-        check=False,
-        capture_output=True,
-        text=True,
-        input=stdin,
-        env=dict(os.environ),
-        timeout=300,
-    )
 
 
 def written(folder: Path, *, rows: str = TRACE, **changes: Any) -> Path:

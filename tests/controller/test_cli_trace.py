@@ -230,6 +230,61 @@ def test_scale(ballast: Ballast, small: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("scale", "--tokens", "1e30"), "4e+31 in one request"),
+        (("scale", "--tokens", "1e17"), "4e+18 in one request"),
+        (("scale", "--tokens", "1e308"), "inf in one request"),
+        (("scale", "--rate", "1e-300"), "1.005e+302 s from the start"),
+        (("scale", "--rate", "1e-320"), "inf s from the start"),
+        (("scale", "--rate", "1e-9"), "1.005e+11 s from the start"),
+        (("import", "--spread-s", "1e300"), "1e+300 s from the start"),
+        (("describe", "--spread-s", "1e300"), "1e+300 s from the start"),
+        (("split", "--window-s", "1e-300"), "longer windows"),
+        (("split", "--window-s", "1e-17"), "longer windows"),
+    ],
+)
+def test_what_nobody_could_read_back_is_refused(
+    ballast: Ballast, small: Path, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    command, *more = words
+    out = tmp_path / "out"
+    out.mkdir()
+    to = {"split": ("--out-dir", out), "describe": ()}.get(command, ("--out", out / "t.csv"))
+    assert ballast(command, small, *more, *to, code=1) == ""
+    assert says in ballast.err
+    assert ballast.err.count("\n") == 1
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("scale", "--tokens"),
+        ("scale", "--rate"),
+        ("import", "--spread-s"),
+        ("describe", "--window-s"),
+        ("split", "--at-s"),
+        ("split", "--ratio"),
+        ("split", "--window-s"),
+    ],
+)
+def test_what_is_no_number_is_refused(
+    ballast: Ballast, small: Path, tmp_path: Path, command: str, option: str
+) -> None:
+    to = ("--out-dir", tmp_path) if command == "split" else ()
+    for number in ("nan", "inf"):
+        assert ballast(command, small, option, number, *to, code=2) == ""
+        assert option in ballast.err
+    assert list(tmp_path.iterdir()) == [small]
+
+
+def test_a_trace_of_more_than_any_reader_takes_is_not_generated(ballast: Ballast) -> None:
+    ballast("generate", "--duration-s", "1e300", "--rate-rps", "1e-299", code=1)
+    assert "1e+300 as duration_s" in ballast.err
+
+
 def test_split(ballast: Ballast, small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -2,223 +2,48 @@
 
 import copy
 import json
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from controller.operator.api import (
     CONFIG_MAPS,
     EXPERT_PLACEMENTS,
-    STATEFUL_SETS,
     Api,
-    ApiError,
     Object,
-    Resource,
 )
-from controller.operator.experts.child import Failure, Placer, Task
+from controller.operator.experts.child import Failure
+from controller.operator.experts.gauges import follow_experts
 from controller.operator.experts.group import topology_of
-from controller.operator.experts.loop import ExpertLoop, ExpertSettings
 from controller.operator.experts.outputs import MOST_BYTES, data_of, name_of
-from controller.operator.experts.recorded import look
-from controller.operator.experts.restart import EXPERT_MAP
-from controller.operator.experts.smoothing import Smoothed
-from controller.operator.notices import Notices
-from controller.operator.views import APPROVED, PAUSED
-from controller.operator.world import Pod, World
+from controller.operator.metrics import Metrics
+from controller.operator.times import written_time
+from controller.operator.views import PAUSED
 from controller.resources.expert_placement import ExpertPlacementSpec, ExpertPlacementStatus
 from controller.resources.kinds import EXPERT_PLACEMENT
 from solver.domain.errors import InputError
-from solver.domain.moe import ExpertPlan, ExpertPlanStatus, Slots
-from solver.experts.bounds import lower_bounds_s
-from solver.experts.score import move_between, score_map
-from telemetry.experts.recording import ExpertRecording
 from tests.cluster import objects
 from tests.cluster.scene import expert_placement
-from tests.telemetry.loopback import say, serving
-
-SPACE = "team"
-KEY = (SPACE, "moe")
-HOT_FIRST = [[500.0, 500, 500, 500, 100, 100, 100, 100]] * 2
-HOT_LAST = [[500.0, 500, 100, 100, 100, 100, 500, 500]] * 2
-"""Under the map for the first, its hot experts meet on one GPU."""
-
-
-@dataclass
-class Cluster:
-    """A store of objects with resource versions; writes are counted."""
-
-    objects: dict[tuple[str, str], Object] = field(default_factory=dict)
-    writes: list[tuple[str, str]] = field(default_factory=list)
-    refuses: int = 0
-    """Code that every write of a ConfigMap meets."""
-    version: int = 10
-
-    def put(self, resource: Resource, name: str, **body: Any) -> Object:
-        self.version += 1
-        known = self.objects.get((resource.kind, name), {"metadata": {}})
-        metadata = {
-            **known["metadata"],
-            "name": name,
-            "namespace": SPACE,
-            **body.pop("metadata", {}),
-            "resourceVersion": str(self.version),
-        }
-        whole = {**known, **body, "metadata": metadata}
-        self.objects[resource.kind, name] = whole
-        return copy.deepcopy(whole)
-
-    def get(self, resource: Resource, _namespace: str | None, name: str) -> Object | None:
-        return copy.deepcopy(self.objects.get((resource.kind, name)))
-
-    def apply(
-        self,
-        resource: Resource,
-        body: Object,
-        *,
-        manager: str,
-        subresource: str | None = None,
-        force: bool = False,
-    ) -> Object:
-        del manager, force
-        name = body["metadata"]["name"]
-        if self.refuses and resource is CONFIG_MAPS:
-            raise ApiError(self.refuses, "refused")
-        known = self.objects.get((resource.kind, name))
-        asked = body["metadata"]["resourceVersion"]
-        if asked != ("1" if known is None else known["metadata"]["resourceVersion"]):
-            raise ApiError(409, "the object has been modified")
-        self.writes.append((resource.kind, subresource or name))
-        new = copy.deepcopy(body)
-        if resource is STATEFUL_SETS:
-            new["spec"] = {**(known or {}).get("spec", {}), **new["spec"]}
-        return self.put(resource, name, **new)
-
-
-def zigzag(task: Task) -> Slots:
-    """Place the hottest experts on different GPUs, the next in the other direction, and so on."""
-    gpus = task.instance.topology.gpus
-    each = task.instance.slots // gpus
-    rows = []
-    for load in task.instance.load:
-        order = np.argsort(-load, kind="stable")
-        held: list[list[int]] = [[] for _ in range(gpus)]
-        for place in range(task.instance.slots):
-            turn, at = divmod(place, gpus)
-            held[at if turn % 2 == 0 else gpus - 1 - at].append(int(order[place % len(order)]))
-        assert all(len(part) == each for part in held)
-        rows.append([expert for part in held for expert in part])
-    return np.array(rows, dtype=np.int32)
-
-
-@dataclass
-class Zigzag(Placer):
-    """A solver of a few lines, by the same rules of refusal."""
-
-    tasks: list[Task] = field(default_factory=list)
-    fails: Failure | None = None
-
-    def place(self, task: Task) -> ExpertPlan | Failure:
-        self.tasks.append(task)
-        if self.fails is not None:
-            return self.fails
-        instance, p2l = task.instance, zigzag(task)
-        move = proposed = None
-        if task.previous is not None:
-            saved_s = score_map(instance, task.previous).dispatch_s - score_map(instance, p2l).dispatch_s
-            move = move_between(instance, task.previous, p2l, saved_s=saved_s)
-            if not (move.net_gain_s or 0.0) > task.least_gain_s:
-                p2l, proposed = task.previous, move
-        bounds = lower_bounds_s(instance, "dispatch")
-        return ExpertPlan(
-            instance_name=instance.name,
-            status=ExpertPlanStatus.FEASIBLE,
-            method="ballast",
-            communication="dispatch",
-            physical_to_logical=p2l,
-            score=score_map(instance, p2l),
-            lower_bound_s=float(bounds.sum()),
-            lower_bound_by_layer_s=(),
-            move=move,
-            refused=proposed is not None,
-            proposed=proposed,
-        )
-
-
-@dataclass
-class Stage:
-    """A loop, its cluster, and a clock."""
-
-    cluster: Cluster
-    world: World
-    placer: Zigzag
-    loop: ExpertLoop
-    now_s: float = 1_800_000_000.0
-
-    def put(self, body: Object, generation: int = 1, **annotations: str) -> None:
-        """Create or change the placement."""
-        name = body["metadata"]["name"]
-        metadata = {"uid": f"uid-{name}", "generation": generation, "annotations": annotations}
-        whole = self.cluster.put(EXPERT_PLACEMENTS, name, spec=body["spec"], metadata=metadata)
-        self.world.put(EXPERT_PLACEMENTS.kind, whole)
-
-    def load(self, rows: Any, **more: Any) -> None:
-        """Record loads."""
-        self.cluster.put(CONFIG_MAPS, "moe", data={"load.json": json.dumps({"load": rows, **more})})
-
-    def go(self, rounds: int = 1, *, later_s: float = 0.0) -> Object:
-        """Let the loop go round; returns the status."""
-        self.now_s += later_s
-        for _ in range(rounds):
-            self.loop.once()
-        status: Object = self.cluster.objects[EXPERT_PLACEMENTS.kind, "moe"].get("status") or {}
-        return status
-
-    def condition(self, kind: str) -> Object:
-        status = self.cluster.objects[EXPERT_PLACEMENTS.kind, "moe"]["status"]
-        return next(dict(c) for c in status["conditions"] if c["type"] == kind)
-
-    def maps(self) -> Object | None:
-        return self.cluster.objects.get((CONFIG_MAPS.kind, "moe-experts"))
+from tests.controller.experts_stage import (
+    HOT_FIRST,
+    HOT_LAST,
+    KEY,
+    SPACE,
+    Stage,
+    source,
+    staged,
+    wish,
+)
 
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     with staged() as one:
         yield one
-
-
-@contextmanager
-def staged() -> Iterator[Stage]:
-    """Set a loop up."""
-    cluster: Any = Cluster()
-    world, placer = World(), Zigzag()
-    notices = Notices(api=cluster, instance="tests")
-    loop = ExpertLoop(
-        world=world, api=cluster, reading=cluster, notices=notices, settings=ExpertSettings(), placer=placer
-    )
-    one = Stage(cluster=cluster, world=world, placer=placer, loop=loop)
-    loop.clock = lambda: one.now_s
-    yield one
-    loop._pool.shutdown()
-
-
-def wish(**more: Any) -> Object:
-    migration = {"minIntervalSeconds": 0, "windowsUntilNext": 100_000}
-    return expert_placement(
-        SPACE, "moe", nodes=2, gpus=2, experts=8, layers=2, **{"migration": migration, **more}
-    )
-
-
-def source(**more: Any) -> Object:
-    return {"configMap": {"name": "moe"}, "ewmaAlpha": 1.0, **more}
 
 
 def test_a_map_is_written_once_and_found_again(stage: Stage) -> None:
@@ -398,50 +223,41 @@ def test_apply_none_says_figures_and_writes_nothing(stage: Stage) -> None:
     assert stage.condition("Applied")["reason"] == "NotAsked"
 
 
-def stateful_set(stage: Stage, *, updated: int = 1) -> None:
-    known = stage.cluster.objects.get(
-        (STATEFUL_SETS.kind, "engine"), {"spec": {"replicas": 1, "template": {}}}
-    )
-    generation = int(known["metadata"].get("generation", 0)) + 1 if "metadata" in known else 1
-    counts = {"readyReplicas": 1, "replicas": 1, "updatedReplicas": updated, "observedGeneration": generation}
-    metadata = {"uid": "s", "generation": generation}
-    stage.cluster.put(STATEFUL_SETS, "engine", spec=known["spec"], status=counts, metadata=metadata)
+def test_gauges_say_what_the_status_says_and_go_with_the_object(stage: Stage) -> None:
+    metrics = Metrics()
+    follow_experts(metrics, stage.loop)
 
+    def read() -> dict[str, float]:
+        rows = generate_latest(metrics.registry).decode().splitlines()
+        pairs = [row.rsplit(" ", 1) for row in rows if row.startswith("ballast_expert_")]
+        return {name.removeprefix("ballast_expert_"): float(value) for name, value in pairs}
 
-def test_a_restart_waits_for_the_digest_and_no_other_map_comes_meanwhile(stage: Stage) -> None:
-    body = wish(
-        loadSource=source(), apply="rolloutRestart", targetRef={"kind": "StatefulSet", "name": "engine"}
-    )
-    stateful_set(stage)
-    stage.put(body)
+    assert read() == {}
+    stage.put(wish(loadSource=source()))
     stage.load(HOT_FIRST)
-    status = stage.go(2)
-    digest = status["digest"]
-    assert status["phase"] == "Proposed"
-    assert f"{APPROVED}={digest}" in status["message"]
+    stage.go()
     stage.load(HOT_LAST)
-    stage.put(body, 1, **{APPROVED: "another"})
-    assert stage.go(2)["digest"] == digest
-    assert (STATEFUL_SETS.kind, "engine") not in stage.cluster.writes
-    stage.put(body, 1, **{APPROVED: digest})
-    assert stage.go()["phase"] == "Applying"
-    template = stage.cluster.objects[STATEFUL_SETS.kind, "engine"]["spec"]["template"]
-    assert template["metadata"]["annotations"] == {EXPERT_MAP: digest}
-    stateful_set(stage, updated=0)
-    stage.go(3)
-    assert stage.cluster.writes.count((STATEFUL_SETS.kind, "engine")) == 1  # one restart, not one per round
-    assert len(stage.placer.tasks) == 1
-    stateful_set(stage)
-    status = stage.go(2)  # rolled out; now the drift counts, and is proposed
-    assert len(stage.placer.tasks) == 2
-    assert status["digest"] != digest
-    assert status["phase"] == "Proposed"
-    auto = copy.deepcopy(body)
-    auto["spec"]["mode"] = "Auto"
-    stage.put(auto, 2)
-    assert stage.go()["phase"] == "Applying"
-    stateful_set(stage)
-    assert stage.go()["phase"] == "Applied"
+    stamp = {"creationTimestamp": written_time(stage.now_s - 90.0)}
+    stage.cluster.objects[CONFIG_MAPS.kind, "moe"]["metadata"] |= stamp
+    status = stage.go(2)
+    found = read()
+    of = f'{{name="moe",namespace="{SPACE}"}}'
+    assert found[f"objective_seconds{of}"] == pytest.approx(status["objectiveUs"] * 1e-6)
+    assert found[f"lower_bound_seconds{of}"] == pytest.approx(status["lowerBoundUs"] * 1e-6)
+    assert found[f"gap_ratio{of}"] == status["gap"]
+    assert found[f"balance_max_ratio{of}"] == status["balance"]["max"]
+    assert found[f"moved_ratio{of}"] == status["movedRatio"] > 0
+    assert found[f"net_gain_seconds{of}"] == status["netGainSeconds"]
+    assert found[f"solve_seconds{of}"] >= 0
+    assert found[f"load_age_seconds{of}"] == pytest.approx(90.0, abs=1.0)
+    told = {name: value for name, value in found.items() if name.startswith("condition")}
+    assert len(told) == 4
+    assert told[f'condition{{condition="Applied",name="moe",namespace="{SPACE}"}}'] == 1.0
+    assert told[f'condition{{condition="Stale",name="moe",namespace="{SPACE}"}}'] == 0.0
+    stage.world.remove(EXPERT_PLACEMENTS.kind, KEY)
+    assert read() == {}
+    stage.loop.once()
+    assert read() == {}
 
 
 def test_a_solver_that_fails_is_said_and_tried_later(stage: Stage) -> None:
@@ -521,100 +337,6 @@ def test_a_map_beyond_a_config_map_is_refused() -> None:
         data_of(spec, topology_of(KEY, spec, {}), rows)
 
 
-def pod(name: str, node: str, gpus: int, owner: tuple[str, str]) -> Pod:
-    return Pod(key=(SPACE, name), node=node, gpus=gpus, owner=owner, ip="", ready=True, serves=True)
-
-
-def test_ranks_follow_the_ordinals_of_pods() -> None:
-    body = wish(
-        targetRef={"kind": "LeaderWorkerSet", "apiVersion": "leaderworkerset.x-k8s.io/v1", "name": "e"}
-    )
-    del body["spec"]["topology"]["nodes"]
-    body["spec"] |= {"epSize": 24, "redundantExperts": 16}
-    spec = ExpertPlacementSpec.model_validate(body["spec"])
-    owner = ("LeaderWorkerSet", "e")
-    names = ["e-0", *(f"e-0-{index}" for index in range(1, 12))]
-    pods = {
-        (SPACE, name): pod(name, f"n{place // 4}", 2, owner) for place, name in reversed([*enumerate(names)])
-    }
-    pods[SPACE, "other"] = pod("other", "n9", 8, ("StatefulSet", "e"))
-    topology = topology_of(KEY, spec, pods)
-    assert topology.gpu_node == (0,) * 8 + (1,) * 8 + (2,) * 8
-    del pods[SPACE, "e-0-3"]
-    with pytest.raises(InputError, match="22 GPUs of all its pods, epSize is 24"):
-        topology_of(KEY, spec, pods)
-
-
-def test_nobody_knows_the_ranks_of_a_deployments_pods() -> None:
-    body = wish(targetRef={"kind": "Deployment", "name": "e"})
-    del body["spec"]["topology"]["nodes"]
-    spec = ExpertPlacementSpec.model_validate(body["spec"])
-    owner = ("Deployment", "e")
-    with pytest.raises(InputError, match="nobody knows their ranks"):
-        topology_of(
-            KEY, spec, {(SPACE, f"e-{index}"): pod(f"e-{index}", "n", 2, owner) for index in range(2)}
-        )
-    one = topology_of(KEY, spec, {(SPACE, "e"): pod("e", "n", 4, owner)})
-    assert one.gpu_node == (0, 0, 0, 0)
-
-
-def test_windows_are_weighed() -> None:
-    def recording(*windows: float) -> ExpertRecording:
-        rows = np.array([[[value]] for value in windows])
-        return ExpertRecording(source="s", load=rows.sum(axis=0), windows=rows if len(windows) > 1 else None)
-
-    smoothed = Smoothed()
-    smoothed.add(recording(100.0), 0.25)
-    smoothed.add(recording(200.0), 0.25)
-    assert smoothed.load is not None
-    assert smoothed.load.tolist() == [[125.0]]
-    assert smoothed.windows == 2
-    smoothed.add(recording(10.0, 20.0), 0.5)  # a recording with windows brings its history along
-    assert smoothed.load.tolist() == [[15.0]]
-
-
-def spec_of(load_source: Object) -> ExpertPlacementSpec:
-    return ExpertPlacementSpec.model_validate(wish(loadSource=load_source)["spec"])
-
-
-def test_a_dump_over_http_is_read_within_bounds() -> None:
-    api: Any = None
-    good = say(json.dumps({"logical_count": [[[0] * 8, *[[5] * 8] * 2]]}))
-    with serving({"/good": good, "/bad": say("[]"), "/none": say("", 404)}) as address:
-        found = look(api, KEY, spec_of({"httpDump": {"url": f"{address}/good"}}), folder="")
-        assert found.recording is not None
-        assert found.recording.load.tolist() == [[5.0] * 8] * 2
-        for path, words in (("bad", "not an object"), ("none", "HTTP 404")):
-            found = look(api, KEY, spec_of({"httpDump": {"url": f"{address}/{path}"}}), folder="")
-            assert found.reason == "LoadInvalid"
-            assert words in found.message
-
-
-def test_a_prometheus_is_asked_once_per_window(stage: Stage) -> None:
-    asked = []
-
-    def answer(request: Any, form: dict[str, str]) -> None:
-        asked.append(form["query"])
-        result = [
-            {"metric": {"layer": str(layer), "expert": str(expert)}, "value": [0, str(count)]}
-            for layer, row in enumerate(HOT_FIRST)
-            for expert, count in enumerate(row)
-        ]
-        say(json.dumps({"data": {"resultType": "vector", "result": result}}))(request, form)
-
-    with serving({"/api/v1/query": answer}) as address:
-        stage.now_s = time.time()  # what is measured is of now
-        prometheus = {"url": address, "metric": "tokens_total"}
-        stage.put(wish(loadSource={"prometheus": prometheus, "windowSeconds": 60}))
-        assert stage.go(3)["phase"] == "Applied"
-    assert asked == ["sum by (layer, expert) (increase(tokens_total{}[60s]))"]
-    held = stage.maps()
-    stage.loop._books[KEY].next_look_s = 0.0  # the window is over, and the server gone
-    assert stage.go(2)["phase"] == "Held"
-    assert stage.condition("Stale")["reason"] == "LoadInvalid"
-    assert stage.maps() == held
-
-
 @settings(
     max_examples=40,
     deadline=None,
@@ -633,42 +355,6 @@ def test_whatever_the_server_takes_gets_a_status(spec: Object, recorded: bool) -
         status = stage.go(2)
         assert ExpertPlacementStatus.model_validate(status).written()["phase"] == status["phase"]
         assert status["message"]
-
-
-def test_a_volume_is_read_in_the_folder_of_the_namespace_only(tmp_path: Path) -> None:
-    api: Any = None
-    own = tmp_path / "loads" / SPACE
-    own.mkdir(parents=True)
-    (tmp_path / "secret.json").write_text(json.dumps({"load": HOT_FIRST}), encoding="utf-8")
-    spec = spec_of({"pvc": {"claim": "loads", "path": "now.json"}})
-    assert look(api, KEY, spec, folder="").reason == "LoadMissing"
-    assert look(api, KEY, spec, folder=str(tmp_path)).reason == "LoadMissing"
-    (own / "now.json").symlink_to(tmp_path / "secret.json")
-    assert look(api, KEY, spec, folder=str(tmp_path)).reason == "LoadUnreadable"
-    (own / "now.json").unlink()
-    (own / "now.json").write_text(json.dumps({"load": HOT_FIRST}), encoding="utf-8")
-    found = look(api, KEY, spec, folder=str(tmp_path))
-    assert found.recording is not None
-    assert look(api, KEY, spec, folder=str(tmp_path), known=found) is found  # not read twice
-    (own / "now.json").write_text("{", encoding="utf-8")
-    broken = look(api, KEY, spec, folder=str(tmp_path), known=found)
-    assert broken.reason == "LoadInvalid"
-    assert str(tmp_path) not in broken.message
-
-
-def test_old_recordings_are_stale_where_an_age_is_given(stage: Stage) -> None:
-    stage.put(wish(loadSource=source(maxAgeSeconds=60)))
-    stage.load(HOT_FIRST)
-    stage.cluster.objects[CONFIG_MAPS.kind, "moe"]["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
-    stage.go()
-    assert stage.condition("Stale")["reason"] == "LoadOld"
-    assert stage.maps() is None
-
-
-def test_the_history_is_not_read_yet(stage: Stage) -> None:
-    stage.put(wish(loadSource={"sqlStore": {"recording": "r"}}))
-    stage.go()
-    assert stage.condition("Stale")["reason"] == "SourceNotSupported"
 
 
 def test_an_odd_object_does_not_stand_in_the_way_of_others(stage: Stage) -> None:

@@ -13,11 +13,14 @@ from pydantic import BaseModel
 from controller.operator import annotated, brain, views
 from controller.operator.experts import outputs, restart
 from controller.operator.metrics import Metrics
+from controller.operator.power import loop
+from controller.operator.rehearsal import question
 from controller.resources.expert_placement import ExpertPhase, ExpertPlacementSpec
 from controller.resources.gpu_profile import GpuProfileSpec
 from controller.resources.kinds import KINDS
 from controller.resources.model_service import Mode, ModelServiceSpec
 from controller.resources.plan import Action, Phase, PlanSpec
+from controller.resources.power_domain import PowerDomainSpec, PowerState
 from solver.domain.gpu_mix import InfeasibleKind, PlanStatus
 from solver.domain.moe import ExpertPlanStatus
 
@@ -26,6 +29,8 @@ PAGE = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 NAMED = set(re.findall(r"[\w./-]+", " ".join(re.findall(r"`([^`]+)`", PROSE))))
 OPERATOR = ROOT / "controller" / "operator"
+OF_AGENTS = {"NoPermission"}
+"""What an agent says of a GPU: docs/agent.md."""
 REASON = re.compile(r"^[A-Z][a-z]+([A-Z][a-z]+)*$")
 
 
@@ -35,7 +40,7 @@ def camel(text: str) -> str:
 
 def reasons() -> Iterator[str]:
     """Find reasons as they stand in the code: of findings, traffic, conflicts and held traffic."""
-    for name in ("status", "sampler", "traffic", "profile_status"):
+    for name in ("status", "sampler", "traffic", "outlook", "profile_status"):
         for node in ast.walk(ast.parse((OPERATOR / f"{name}.py").read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "reason":
                 for inner in ast.walk(node.value):
@@ -59,6 +64,7 @@ def test_every_reason_is_explained() -> None:
     found = set(reasons())
     assert {"Stated", "SeriesMissing", "TraceInvalid", "FieldOwned", "WaitingForApproval", "NoNodes"} <= found
     found |= {brain.CRASHED, brain.OVERRUN, brain.MEMORY}
+    found |= {text for text in vars(question).values() if isinstance(text, str) and REASON.match(text)}
     found |= {camel(kind) for kind in get_args(InfeasibleKind)}
     found |= {camel(status) for status in PlanStatus if status is not PlanStatus.INFEASIBLE}
     found |= set(Phase) | set(Mode) | set(Action)
@@ -96,6 +102,25 @@ def test_every_field_is_in_a_table(model: type[BaseModel]) -> None:
     if model is PlanSpec:  # written by Ballast: its parts are told in a sentence
         missing = [path for path in missing if "." not in path]
     assert missing == []
+
+
+def test_every_field_reason_and_annotation_of_power_is_on_its_page() -> None:
+    text = (ROOT / "docs" / "power-cluster.md").read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    named = set(re.findall(r"[\w./-]+", " ".join(re.findall(r"`([^`]+)`", text))))
+    words = {part for name in named for part in name.split(".")}
+    missing = [path for path in fields(PowerDomainSpec) if path.rpartition(".")[2] not in words]
+    assert missing == []
+    found = set()
+    for path in (OPERATOR / "power").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            word = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(word, str) and REASON.match(word) and len(re.findall("[A-Z]", word)) > 1:
+                found.add(word)
+    assert {"NodeTaken", "AgentsSilent", "NotEnforced", "BudgetBelowIdle"} <= found
+    assert sorted(found - named - OF_AGENTS) == []
+    assert {loop.FAILOVER, loop.RELEASE, loop.FINALIZER} <= named
+    assert {state.value for state in PowerState} <= named
 
 
 def test_every_kind_metric_annotation_and_event_is_named() -> None:

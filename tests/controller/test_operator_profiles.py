@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.operator.profiles import ProfileBook
+import controller.operator.profiles
+from controller.operator.profiles import KNOWN_PER_VARIANT, ProfileBook
 from controller.resources.gpu_profile import GpuProfileSpec
 from controller.resources.model_service import SloSpec
 from solver.domain.gpu_mix import RequestBucket
@@ -153,3 +154,22 @@ def test_a_new_state_of_a_profile_is_read_anew() -> None:
     same = book.sustained(profile([(10, 10, 2.0)]), "v1", SLO, bucket)
     second = book.sustained(profile([(10, 10, 2.0)]), "v2", SLO, bucket)
     assert (first.throughput_rps, same.throughput_rps, second.throughput_rps) == ((1.0,), (1.0,), (2.0,))
+
+
+def test_sizes_that_change_all_the_time_are_forgotten_and_those_asked_for_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(controller.operator.profiles, "LEAST_KNOWN", 10)
+    spec, book = profile([(1000, 100, 2.0)]), ProfileBook()
+    lasting = [RequestBucket(rate_rps=1.0, input_tokens=500.0, output_tokens=50.0)]
+    first = book.sustained(spec, "v", SLO, lasting)
+    for tokens in range(1, 200):
+        passing = [RequestBucket(rate_rps=1.0, input_tokens=float(tokens), output_tokens=10.0)]
+        assert book.sustained(spec, "v", SLO, passing).throughput_rps == (2.0,)
+        assert len(book._known) <= 10
+        assert book.sustained(spec, "v", SLO, lasting) is first
+    book.variants = 20
+    for tokens in range(1, 200):
+        passing = [RequestBucket(rate_rps=1.0, input_tokens=float(tokens), output_tokens=20.0)]
+        book.sustained(spec, "v", SLO, passing)
+    assert len(book._known) == KNOWN_PER_VARIANT * book.variants

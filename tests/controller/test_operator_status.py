@@ -332,3 +332,17 @@ def test_conditions_are_in_one_order_and_long_messages_are_cut() -> None:
     assert [c["type"] for c in written(findings, [], generation=1, now="t")] == list(ORDER)
     long = Finding(type="Applied", status=False, reason="R", message="x" * 10_000)
     assert len(written([long], [], generation=1, now="t")[0]["message"]) == 4096
+
+
+def test_whom_nobody_can_serve_is_told_the_same_as_ever_where_all_variants_serve_whole_requests() -> None:
+    """Variants that are not there are said by Degraded."""
+    body = service({"a10g": "a10g", "gone": "gone"})
+    view = seen(
+        ("ModelService", body), ("GpuProfile", PROFILE), ("Node", NODE), ("Deployment", target("a10g", 1))
+    )
+    refused = ServiceDecision(
+        service="team/chat", status="infeasible", reason="bucket-unservable", message="nobody can"
+    )
+    found = conditions(status_of(view, Progress(decision=refused), now=NOW))
+    assert found["SolverReady"]["message"] == "nobody can"
+    assert "Deployment gone does not exist" in found["Degraded"]["message"]

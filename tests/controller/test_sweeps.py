@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from controller.sweep_job import JobPlace, job_manifest
 from controller.sweeps import merge, run_sweep
 from simulator.sweep_file import read_sweep
 from solver.domain.errors import InputError
+from tests.commands import BALLAST, ballast
 
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sweep.yaml"
 SCENARIO = """
 schema: scenario/1
@@ -50,10 +49,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "s.yaml").write_text(SCENARIO)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     return tmp_path
-
-
-def ballast(*words: str, at: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BALLAST, *words], cwd=at, capture_output=True, text=True, check=False)
 
 
 def tables(folder: Path) -> tuple[bytes, bytes]:
