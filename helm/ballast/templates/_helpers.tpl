@@ -21,6 +21,25 @@
 {{- end }}
 {{- end }}
 
+{{- /* The node agents: release ballast has ballast-agent. */ -}}
+{{- define "ballast.agent" -}}
+{{- printf "%s-agent" (include "ballast.fullname" . | trimSuffix "-controller") }}
+{{- end }}
+
+{{- define "ballast.agentUsername" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "ballast.agent" . }}
+{{- end }}
+
+{{- define "ballast.agentSelector" -}}
+app.kubernetes.io/name: {{ include "ballast.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: agent
+{{- end }}
+
+{{- define "ballast.agentLabels" -}}
+{{- toYaml (merge (include "ballast.agentSelector" . | fromYaml) (include "ballast.labels" . | fromYaml)) }}
+{{- end }}
+
 {{- define "ballast.username" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "ballast.serviceAccount" . }}
 {{- end }}
@@ -67,6 +86,121 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end }}
+
+{{- define "ballast.portOf" -}}
+{{- $host := (urlParse .).host }}
+{{- $default := ternary 443 80 (hasPrefix "https:" .) | toString }}
+{{- regexFind ":[0-9]+$" $host | trimPrefix ":" | default $default }}
+{{- end }}
+
+{{- /* One entry of prometheus.access (its index, itself) as an option of the controller; it names files, no secrets. */ -}}
+{{- define "ballast.prometheusAccess" -}}
+{{- $index := first . }}
+{{- $access := last . }}
+{{- $name := printf "prometheus.access[%d]" $index }}
+{{- $folder := printf "/prometheus/%d" $index }}
+{{- $who := list }}
+{{- range list "token" "serviceAccountToken" "basicAuth" }}
+{{- if hasKey $access . }}
+{{- $who = append $who . }}
+{{- end }}
+{{- end }}
+{{- if gt (len $who) 1 }}
+{{- fail (printf "%s: %s exclude each other" $name (join " and " $who)) }}
+{{- end }}
+{{- if hasPrefix "http:" $access.url }}
+{{- if and $who (not $access.allowHttp) }}
+{{- fail (printf "%s: http shows %s to everybody on the way; use https, or set allowHttp where something else encrypts" $name (first $who)) }}
+{{- end }}
+{{- if or $access.ca $access.clientCertificate $access.serverName }}
+{{- fail (printf "%s: ca, clientCertificate and serverName are of no use with http; use https" $name) }}
+{{- end }}
+{{- end }}
+{{- if not (or $who $access.headers $access.ca $access.clientCertificate $access.serverName) }}
+{{- fail (printf "%s: there is nothing to bring to %s" $name $access.url) }}
+{{- end }}
+{{- $parts := list (printf "url=%s" $access.url) }}
+{{- if or (hasKey $access "token") (hasKey $access "serviceAccountToken") }}
+{{- $parts = append $parts (printf "token-file=%s/token" $folder) }}
+{{- else if $access.basicAuth }}
+{{- $parts = concat $parts (list (printf "username-file=%s/username" $folder) (printf "password-file=%s/password" $folder)) }}
+{{- end }}
+{{- if $access.ca }}
+{{- $parts = append $parts (printf "ca-file=%s/ca.crt" $folder) }}
+{{- end }}
+{{- if $access.clientCertificate }}
+{{- $parts = concat $parts (list (printf "cert-file=%s/tls.crt" $folder) (printf "key-file=%s/tls.key" $folder)) }}
+{{- end }}
+{{- with $access.serverName }}
+{{- $parts = append $parts (printf "server-name=%s" .) }}
+{{- end }}
+{{- range $header, $value := $access.headers }}
+{{- if has (lower $header) (list "authorization" "proxy-authorization" "cookie" "host") }}
+{{- fail (printf "%s: header %s is not for headers; use token or basicAuth, serverName" $name $header) }}
+{{- end }}
+{{- $parts = append $parts (printf "header=%s:%s" $header $value) }}
+{{- end }}
+{{- range $access.namespaces }}
+{{- $parts = append $parts (printf "namespace=%s" .) }}
+{{- end }}
+{{- if and $access.allowHttp (hasPrefix "http:" $access.url) }}
+{{- $parts = append $parts "allow-http" }}
+{{- end }}
+{{- $quoted := list }}
+{{- range $parts }}
+{{- $quoted = append $quoted (ternary (printf "\"%s\"" .) . (contains "," .)) }}
+{{- end }}
+{{- join "," $quoted }}
+{{- end }}
+
+{{- /* Its files, as sources of a projected volume: keys are named, so nothing else of a Secret is shown. */ -}}
+{{- define "ballast.prometheusFiles" -}}
+{{- with .token }}
+- secret:
+    name: {{ .existingSecret }}
+    items:
+      - key: {{ .existingSecretKey | default "token" }}
+        path: token
+{{- end }}
+{{- if hasKey . "serviceAccountToken" }}
+- serviceAccountToken:
+    path: token
+    {{- with (.serviceAccountToken).audience }}
+    audience: {{ . | quote }}
+    {{- end }}
+    expirationSeconds: {{ int ((.serviceAccountToken).expirationSeconds | default 3600) }}
+{{- end }}
+{{- with .basicAuth }}
+- secret:
+    name: {{ .existingSecret }}
+    items:
+      - key: {{ .usernameKey | default "username" }}
+        path: username
+      - key: {{ .passwordKey | default "password" }}
+        path: password
+{{- end }}
+{{- with .ca }}
+{{- if .existingSecret }}
+- secret:
+    name: {{ .existingSecret }}
+{{- else }}
+- configMap:
+    name: {{ .existingConfigMap }}
+{{- end }}
+    items:
+      - key: {{ .key | default "ca.crt" }}
+        path: ca.crt
+{{- end }}
+{{- with .clientCertificate }}
+- secret:
+    name: {{ .existingSecret }}
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
+{{- end }}
 {{- end }}
 
 {{- /* What the controller does inside a namespace: ClusterRole, or a Role in each of watchNamespaces.
@@ -127,6 +261,15 @@ capabilities:
 - apiGroups: [ballast.dev]
   resources: [gpuprofiles/status]
   verbs: [patch]
+- apiGroups: [ballast.dev]
+  resources: [powerdomains]
+  verbs: [get, list, watch, patch]
+- apiGroups: [ballast.dev]
+  resources: [powerdomains/status]
+  verbs: [patch]
+- apiGroups: [ballast.dev]
+  resources: [nodepowers]
+  verbs: [list, create, patch, delete]
 - apiGroups: [resource.k8s.io]
   resources: [resourceslices]
   verbs: [get, list, watch]
