@@ -1,4 +1,4 @@
-"""One control plane for all tests of this folder; they run in one process (``--dist loadgroup``)."""
+"""One control plane per process for all tests of this folder; a module runs in one (``--dist loadfile``)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,13 +10,6 @@ from tests.cluster.binaries import UnavailableError, control_plane_binaries, oth
 from tests.cluster.control_plane import ControlPlane, control_plane
 
 Found = TypeVar("Found")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of this folder together."""
-    for item in items:
-        if "cluster" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.fixture(scope="session")

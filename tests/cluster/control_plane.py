@@ -20,6 +20,7 @@ from kubernetes import client, config
 
 TOKEN = "loopback-only"  # noqa: S105 - of a server that lives for one test session on 127.0.0.1
 READY_S = 120.0
+NETWORK_PORT = 64_321
 Answer = TypeVar("Answer")
 
 
@@ -81,6 +82,23 @@ def free_port() -> int:
 
 
 @contextmanager
+def pod_network() -> Iterator[str]:
+    """Hold a /16 of loopback (its first two numbers) that no other control plane of this machine uses.
+
+    Pods get addresses on loopback, so that tests can answer for them. A socket held at its end keeps others away.
+    """
+    for second in range(64, 128):
+        with socket.socket() as held:
+            try:
+                held.bind((f"127.{second}.255.254", NETWORK_PORT))
+            except OSError:
+                continue
+            yield f"127.{second}"
+            return
+    raise RuntimeError("every network of 127.64.0.0/10 is held by another control plane")
+
+
+@contextmanager
 def control_plane(
     binaries: Mapping[str, Path], folder: Path, *, more: Mapping[str, Sequence[str]] | None = None
 ) -> Iterator[ControlPlane]:
@@ -92,7 +110,7 @@ def control_plane(
     public = folder / "accounts.pub"
     subprocess.run(["openssl", "rsa", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
     (folder / "tokens.csv").write_text(f"{TOKEN},admin,1,system:masters\n", encoding="utf-8")
-    try:
+    with pod_network() as network, _ended(plane):
         _start(
             plane,
             binaries["etcd"],
@@ -134,11 +152,18 @@ def control_plane(
             f"--kubeconfig={plane.kubeconfig}",
             "--manage-all-nodes=true",
             "--node-lease-duration-seconds=40",
-            "--cidr=127.64.0.1/12",  # pods get addresses on loopback, so that tests can answer for them
+            f"--cidr={network}.0.1/16",
             f"--config={binaries['stages.yaml']}",
             f"--server-address=127.0.0.1:{free_port()}",
         )
         yield plane
+
+
+@contextmanager
+def _ended(plane: ControlPlane) -> Iterator[None]:
+    """End its processes in the end, last first."""
+    try:
+        yield
     finally:
         for process in reversed(plane.processes.values()):
             _stop(process)

@@ -6,7 +6,7 @@ for each a server listens there. What the pages say follows from the rate of arr
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,8 +28,11 @@ class Engines:
     rate_rps: float = 0.0
     mute: bool = False
     """Answer 503 to everything."""
+    decoding: frozenset[str] = frozenset()
+    """Apps whose pods decode what all the others prefill: both see every request, and only these its output."""
     scrapes: int = 0
     _served: dict[str, float] = field(default_factory=dict)
+    _apps: dict[str, str] = field(default_factory=dict)
     _servers: dict[str, ThreadingHTTPServer] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -42,18 +45,25 @@ class Engines:
                 pods = self.api.list(PODS, self.namespace)
             except ApiError:
                 continue
-            ips = [
-                ip
-                for pod in pods
-                if (ip := (pod.get("status") or {}).get("podIP")) and _ready(pod) and _serves(pod)
-            ]
+            ips = []
+            for pod in pods:
+                ip = (pod.get("status") or {}).get("podIP")
+                if ip and _ready(pod) and _serves(pod):
+                    self._apps[ip] = pod["metadata"]["labels"]["app"]
+                    ips.append(ip)
             for ip in ips:
                 if ip not in self._servers:
                     self._listen(ip)
                     self._served.setdefault(ip, 0.0)
-            for ip in ips:
-                self._served[ip] += self.rate_rps * (now_s - last_s) / len(ips)
+            for group in self._groups(ips):
+                for ip in group:
+                    self._served[ip] += self.rate_rps * (now_s - last_s) / len(group)
             last_s = now_s
+
+    def _groups(self, ips: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Pods that take requests in, and those that decode them."""
+        decoding = [ip for ip in ips if self._apps[ip] in self.decoding]
+        return [ip for ip in ips if ip not in decoding], decoding
 
     def _listen(self, ip: str) -> None:
         engines = self
@@ -79,6 +89,7 @@ class Engines:
     def page(self, ip: str) -> str:
         """Return the metrics page of one engine."""
         count = int(self._served.get(ip, 0.0))
+        outputs = OUTPUT_TOKENS if not self.decoding or self._apps.get(ip) in self.decoding else 1
         label = '{model_name="m",engine="0"'
         lines = [
             f"vllm:num_requests_running{label}}} 0",
@@ -87,7 +98,7 @@ class Engines:
         ]
         for name, size in (
             ("vllm:request_prompt_tokens", PROMPT_TOKENS),
-            ("vllm:request_generation_tokens", OUTPUT_TOKENS),
+            ("vllm:request_generation_tokens", outputs),
         ):
             lines += [f'{name}_bucket{label},le="{edge}"}} {count if size <= edge else 0}' for edge in EDGES]
             lines += [

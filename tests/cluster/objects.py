@@ -29,6 +29,8 @@ TIMES = (
     "2026-11-21T10:00:00.123456789+13:45",
 )
 DATES = ("2026-11-21", "0001-01-01", "9999-12-31", "2024-02-29")
+LONGEST = 2**13
+"""What is longer (a map of experts) has tests of its own."""
 ITEMS = 4
 """So many different items are made of a list; longer lists repeat them."""
 
@@ -63,6 +65,8 @@ def _of(schema: Object, name: str, names: Names) -> Drawn:
 def _plain(schema: Object, name: str, names: Names) -> Drawn:
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
+    if schema.get("x-kubernetes-int-or-string"):  # a time
+        return st.one_of(_integers(schema), st.sampled_from(("60", "90s", "1440m", "24h", "86400")))
     kind = schema["type"]
     if kind == "boolean":
         return st.booleans()
@@ -125,7 +129,7 @@ def _texts(schema: Object) -> Drawn:
             forbidden = json.loads(rule[len("!self.contains(") : -1])
         else:
             raise NotImplementedError(f"a text cannot be made for the rule {rule}")
-    longest = [letter * most for letter in ("a", "A", "\U0001f600", "/", " ")]
+    longest = [letter * min(most, LONGEST) for letter in ("a", "A", "\U0001f600", "/", " ")]
     if pattern is None:
         made = st.text(UNICODE, min_size=least, max_size=min(most, 24))
         return st.one_of(made, st.sampled_from(longest))
@@ -266,6 +270,33 @@ def _rows_or_model(draw: st.DrawFn, made: Object, schema: Object, names: Names) 
             made["throughput"] = [draw(_of(schema["properties"]["throughput"]["items"], "throughput", names))]
 
 
+def _timed(name: str, but_for: str) -> Repair:
+    """Return a repair that gives a row the time that all roles but one must have."""
+
+    def repair(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+        if made.get("role", "both") != but_for and name not in made:
+            made[name] = draw(_of(schema["properties"][name], f"throughput.{name}", names))
+
+    return repair
+
+
+def _both_phases(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    """Let no phase be without the other."""
+    roles = {variant.get("role", "both") for variant in made["variants"]}
+    for lonely, missing in (("prefill", "decode"), ("decode", "prefill")):
+        if missing not in roles:
+            for variant in made["variants"]:
+                if variant.get("role") == lonely:
+                    variant["role"] = "both"
+
+
+def _two_selectors(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    source = made["traffic"].get("prometheus")
+    if source is not None and any(variant.get("role", "both") != "both" for variant in made["variants"]):
+        for name in ("selector", "outputSelector"):
+            source[name] = source.get(name) or 'a="b"'
+
+
 def _idle_least(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
     if "idleWatts" in made:
         made["idleWatts"] = min(made.values())
@@ -322,7 +353,125 @@ def _restartable(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names)
         made["apply"] = "none"
 
 
+def _one_of_two(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    kept = draw(st.sampled_from(["modelServiceRef", "experts"]))
+    made.pop("experts" if kept == "modelServiceRef" else "modelServiceRef", None)
+    if kept not in made:
+        made[kept] = draw(_of(schema["properties"][kept], f"spec.{kept}", names))
+
+
+def _own_steps(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "experts" in made:
+        for name in ("steps", "desired", "routing"):
+            made.pop(name, None)
+
+
+def _with_target(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    if made["action"] == "Restart" and "targetRef" not in made:
+        made["targetRef"] = draw(_of(schema["properties"]["targetRef"], "step.targetRef", names))
+
+
+def _custom_only(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    constants = ("tauSeconds", "tripFactor")
+    for name in constants:
+        made.pop(name, None)
+    if made.get("curve") == "custom":
+        for name in constants:
+            made[name] = draw(_of(schema["properties"][name], f"breaker.{name}", names))
+
+
+def _one_way_to_name(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    ways = ["nodes", "nodeSelector"]
+    kept = draw(st.sampled_from(ways))
+    for name in ways:
+        if name != kept:
+            made.pop(name, None)
+    if kept not in made:
+        made[kept] = draw(_of(schema["properties"][kept], f"members.{kept}", names))
+
+
+def _ordered(*pair: str) -> Repair:
+    """Return a repair that lets one number, or its default, be at most the other."""
+    least, most = pair
+
+    def repair(_draw: st.DrawFn, made: Object, schema: Object, _names: Names) -> None:
+        default = schema["properties"][most].get("default")
+        high = made.get(most, default)
+        low = made.get(least, schema["properties"][least].get("default"))
+        if high is not None and low > high:
+            made[least], made[most] = high, low
+
+    return repair
+
+
+def _small_margin(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    made["uncapMargin"] = min(made.get("uncapMargin", 0.05), made.get("t1", 0.8) / 2)
+
+
+def _above_idle(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    nodes = made.get("members", {}).get("nodes")
+    if nodes is None:
+        return
+    server = {"fixedWatts": 1250.0, "wattsPerGpuWatt": 1.5, "gpus": 8, "gpuIdleWatts": 63.0} | made.get(
+        "server", {}
+    )
+    idle_w = server["fixedWatts"] + server["wattsPerGpuWatt"] * server["gpus"] * server["gpuIdleWatts"]
+    least_w = len(nodes) * idle_w + made["members"].get("staticWatts", 0.0)
+    if least_w >= 1e9 / 1.01:
+        made["members"]["staticWatts"] = 0.0
+        del nodes[1:]
+        least_w = idle_w
+    made["budgetWatts"] = max(made["budgetWatts"], least_w * 1.01)
+
+
+def _only_with(field_name: str, algorithm: str) -> Repair:
+    def repair(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+        if made.get("algorithm", "guard") != algorithm:
+            made.pop(field_name, None)
+
+    return repair
+
+
+def _told_or_trained(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "thresholds" in made:
+        made.pop("train", None)
+
+
+def _ending(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    made["deadline"], made["until"] = "2026-11-21T17:00:00Z", "2026-11-21T20:00:00Z"
+
+
+def _has_members(_draw: st.DrawFn, made: Object, _schema: Object, _names: Names) -> None:
+    if "members" not in made and made.get("level", "row") not in {"site", "ups", "row"}:
+        made["level"] = "row"
+
+
+def _metered(draw: st.DrawFn, made: Object, schema: Object, names: Names) -> None:
+    if made.get("source", "sumOfNodes") != "sumOfNodes":
+        for name in ("url", "query"):
+            if name not in made:
+                made[name] = draw(_of(schema["properties"][name], f"telemetry.{name}", names))
+
+
 REPAIRS: dict[str, Repair] = {
+    "tauSeconds and tripFactor are given with curve custom only": _custom_only,
+    "curve custom needs tauSeconds and tripFactor": _nothing,
+    "exactly one of nodes and nodeSelector is needed": _one_way_to_name,
+    "minMHz is larger than maxMHz": _ordered("minMHz", "maxMHz"),
+    "gpuIdleWatts is larger than gpuTdpWatts": _ordered("gpuIdleWatts", "gpuTdpWatts"),
+    "a meter needs url and query of a Prometheus": _metered,
+    "t1 is larger than t2": _ordered("t1", "t2"),
+    "uncapMargin is not smaller than t1": _small_margin,
+    "budgetWatts is below what the nodes draw without work": _above_idle,
+    "thresholds belong to algorithm polca": _only_with("thresholds", "polca"),
+    "train belongs to algorithm polca": _only_with("train", "polca"),
+    "thresholds are given or trained, not both": _told_or_trained,
+    "until is not after deadline": _ending,
+    "target belongs to algorithm guard": _only_with("target", "guard"),
+    "a rack or node needs its members": _has_members,
+    "Restart needs targetRef": _with_target,
+    "exactly one of modelServiceRef and experts is needed": _one_of_two,
+    "experts has steps of its own: steps, desired and routing are of a ModelService": _own_steps,
     "exactly one of configMap, pvc, prometheus, httpDump and sqlStore is needed": _one_load,
     "topK is larger than experts": _few_of_many,
     "expertGroups does not divide experts": _even_groups,
@@ -339,11 +488,20 @@ REPAIRS: dict[str, Repair] = {
     ),
     "minReplicas is larger than maxReplicas": _least_first,
     "two variants name the same targetRef": _different_targets,
-    "httpRoute needs the service of every variant": _own_services,
+    "a variant of role prefill needs one of role decode, and the reverse: nobody would do the rest": (
+        _both_phases
+    ),
+    (
+        "traffic.prometheus needs selector and outputSelector with prefill and decode variants: the pods that take"
+        " requests in, and those that give outputs"
+    ): _two_selectors,
+    "httpRoute needs the service of every variant but those of role decode": _own_services,
     "two variants name the same service: httpRoute could not tell them apart": _nothing,
     "survive is not smaller than the sum of maxReplicas: nothing would be left to serve": _some_left,
     "model cannot change: make another ModelService": _nothing,
     "give either rows of throughput or modelled: true": _rows_or_model,
+    "ttftSeconds is needed, but for rows of role decode": _timed("ttftSeconds", "decode"),
+    "tbtSeconds is needed, but for rows of role prefill": _timed("tbtSeconds", "prefill"),
     "idleWatts is larger than prefillWatts": _idle_least,
     "idleWatts is larger than decodeWatts": _idle_least,
 }

@@ -336,7 +336,7 @@ def test_only_ballast_writes_plans(release: Release) -> None:
     token = release.kubeconfig(leader)
     only = eventually(lambda: refusal(lambda: write_plan(administrator, plan(), dry_run=True)))
     assert "only Ballast creates Plans" in only
-    assert eventually(lambda: not refusal(lambda: write_plan(token, plan())), within_s=10)
+    assert eventually(lambda: not refusal(lambda: write_plan(token, plan())))
     status = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "Plan", "status": {"phase": "Approved"}}
     assert not refusal(lambda: write_plan(token, status, status=True))
     said = refusal(lambda: write_plan(administrator, plan("d2")))
@@ -361,7 +361,7 @@ def test_the_garbage_collector_removes_plans_of_a_deleted_service(release: Relea
     owner |= {"name": "chat", "uid": service["metadata"]["uid"]}
     body["metadata"]["ownerReferences"] = [owner]
     token = release.kubeconfig(leader)
-    assert eventually(lambda: not refusal(lambda: write_plan(token, body)), within_s=10)
+    assert eventually(lambda: not refusal(lambda: write_plan(token, body)))
     custom.delete_namespaced_custom_object(GROUP, VERSION, "chat", "modelservices", "chat")
 
     def plans() -> list[Any]:
@@ -385,7 +385,7 @@ def test_of_the_controllers_only_the_leader_may_write(release: Release) -> None:
         return refusal(partial(patch, "fenced", "chat", body, dry_run="All" if dry_run else None))
 
     def refused_soon(kubeconfig: Path) -> str:
-        return eventually(lambda: scale(kubeconfig, 9, dry_run=True), within_s=10)
+        return eventually(lambda: scale(kubeconfig, 9, dry_run=True))
 
     try:
         # no leader yet: whoever else writes Deployments must not be held up by our policy
@@ -393,7 +393,7 @@ def test_of_the_controllers_only_the_leader_may_write(release: Release) -> None:
         assert not refusal(lambda: apps.patch_namespaced_deployment("fenced", "chat", people)), "held up"
         lead(release, first)
         assert refused_soon(tokens[second])
-        assert eventually(lambda: not scale(tokens[first], 2), within_s=10)
+        assert eventually(lambda: not scale(tokens[first], 2))
         assert not refusal(lambda: write_plan(tokens[first], plan()))
         said = scale(tokens[second], 3)
         assert f'only the leader may write: that is "{first}", this is "{second}"' in said
@@ -408,7 +408,7 @@ def test_of_the_controllers_only_the_leader_may_write(release: Release) -> None:
             assert "only the leader" in scale(other, 3)
         # handed over: the old leader's next write comes too late
         lead(release, second)
-        assert eventually(lambda: not scale(tokens[second], 4), within_s=10)
+        assert eventually(lambda: not scale(tokens[second], 4))
         assert f'that is "{second}"' in scale(tokens[first], 5)
         assert apps.read_namespaced_deployment("fenced", "chat").spec.replicas == 4
         assert not refusal(lambda: apps.patch_namespaced_deployment("fenced", "chat", people)), "held up"
@@ -635,7 +635,15 @@ def test_upgrade_rollback_and_uninstall_leave_users_alone(
     assert untouched(), "definitions and services survive an uninstall"
     assert left_behind(cluster, release) == {
         ("CustomResourceDefinition", f"{plural}.ballast.dev")
-        for plural in ("expertplacements", "gpuprofiles", "leaderships", "modelservices", "plans")
+        for plural in (
+            "expertplacements",
+            "gpuprofiles",
+            "leaderships",
+            "modelservices",
+            "nodepowers",
+            "plans",
+            "powerdomains",
+        )
     }
     release.install()  # and the definitions are taken on again
     assert untouched()

@@ -13,11 +13,25 @@ import pytest
 import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
+from controller.cli.prometheus_option import access_of
 from controller.operator.metrics import Metrics
+from telemetry.sources.prometheus_access import PrometheusAccess, PrometheusServers
 from tests.cluster.release import CHART, HelmError, rendered, run_helm
 
 ROOT = CHART.parents[1]
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
+AGENT: dict[str, Any] = {
+    "enabled": True,
+    "mode": "auto",
+    "port": 9410,
+    "journalPath": "/srv/ballast",
+    "safeMaxMHz": 1050,
+    "safeLimitWatts": 300,
+    "nodeSelector": {"row": "a"},
+    "podLabels": {"scrape": "yes"},
+    "podAnnotations": {"note": "x"},
+    "extraArgs": ["--period=0.5"],
+}
 EVERYTHING: dict[str, Any] = {
     "commonLabels": {"team": "serving"},
     "paused": True,
@@ -63,6 +77,7 @@ EVERYTHING: dict[str, Any] = {
     "serviceMonitor": {"interval": "1m", "labels": {"release": "prometheus"}},
     "prometheusRule": {"labels": {"release": "prometheus"}},
     "dashboard": {"annotations": {"folder": "GPU"}},
+    "agent": AGENT,
     "networkPolicy": {
         "enabled": True,
         "metricsFrom": [
@@ -101,6 +116,11 @@ CLUSTER_SCOPED = {
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
 }
+
+
+def access(**entry: Any) -> dict[str, Any]:
+    """Return values with one access to a Prometheus."""
+    return {"prometheus": {"access": [{"url": "https://prom", **entry}]}}
 
 
 def of(objects: list[dict[str, Any]], kind: str, name: str = "ballast-controller") -> dict[str, Any]:
@@ -163,7 +183,8 @@ def test_no_rule_has_a_wildcard_or_touches_secrets(helm: Path, setting: str) -> 
             words = {word for key in ("apiGroups", "resources", "verbs") for word in rule[key]}
             assert not any("*" in word for word in words)
             assert not words & {"secrets", "escalate", "bind", "impersonate"}
-            if "leases" in rule["resources"] and rule["verbs"] != ["create"]:
+            names_to_come = (["create", "patch"], ["get", "list", "watch"])  # Leases of PowerDomains
+            if "leases" in rule["resources"] and rule["verbs"] not in names_to_come:
                 assert rule["resourceNames"] == ["ballast-controller"]
 
 
@@ -174,6 +195,9 @@ def test_namespace_mode_keeps_cluster_rights_to_reading_the_cluster(helm: Path) 
         "nodes",
         "gpuprofiles",
         "gpuprofiles/status",
+        "nodepowers",
+        "powerdomains",
+        "powerdomains/status",
         "resourceslices",
         "customresourcedefinitions",
         "selfsubjectaccessreviews",
@@ -191,7 +215,7 @@ def test_namespace_mode_keeps_cluster_rights_to_reading_the_cluster(helm: Path) 
 
 
 def test_settings_reach_the_controller(helm: Path) -> None:
-    (spec, _) = pod_specs(rendered(helm, EVERYTHING))
+    (spec, *_) = pod_specs(rendered(helm, EVERYTHING))
     (container,) = spec["containers"]
     assert container["args"] == [
         "controller",
@@ -208,6 +232,7 @@ def test_settings_reach_the_controller(helm: Path) -> None:
         "--retry-period=1",
         "--gpu-label=cloud.example/gpu",
         "--gpu-resource=amd.com/gpu",
+        "--agent-port=9410",
         "--log-format=console",
         "--log-level=info",
         "--host=0.0.0.0",
@@ -227,6 +252,186 @@ def test_settings_reach_the_controller(helm: Path) -> None:
     assert spec["automountServiceAccountToken"] is True
     assert spec["priorityClassName"] == "system-cluster-critical"
     assert [c["topologyKey"] for c in spec["topologySpreadConstraints"]] == ["rack"]
+
+
+def test_agents_are_off_and_read_only_unless_asked(helm: Path) -> None:
+    assert not {o["kind"] for o in rendered(helm)} & {"DaemonSet"}
+    objects = rendered(helm, {"agent": {"enabled": True}})
+    spec = of(objects, "DaemonSet", "ballast-agent")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert "--mode=recommend" in container["args"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert all("emptyDir" in volume for volume in spec["volumes"])
+    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    assert term["matchExpressions"] == [{"key": "nvidia.com/gpu.present", "operator": "Exists"}]
+
+
+def test_agents_that_act_may_do_that_and_nothing_else(helm: Path) -> None:
+    objects = rendered(helm, EVERYTHING)
+    spec = of(objects, "DaemonSet", "ballast-agent")["spec"]["template"]["spec"]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert spec["enableServiceLinks"] is False
+    (container,) = spec["containers"]
+    security = container["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["allowPrivilegeEscalation"] is False
+    assert "privileged" not in security
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN"]}
+    assert [volume["hostPath"] for volume in spec["volumes"] if "hostPath" in volume] == [
+        {"path": "/srv/ballast", "type": "DirectoryOrCreate"}
+    ]
+    assert container["args"] == [
+        "agent",
+        "run",
+        "--node=$(NODE_NAME)",
+        "--mode=auto",
+        "--journal=/srv/ballast",
+        "--host=0.0.0.0",
+        "--port=9410",
+        "--safe-max-mhz=1050",
+        "--safe-limit-watts=300",
+        "--log-format=console",
+        "--log-level=info",
+        "--period=0.5",
+    ]
+    rights = [
+        (resource, verb)
+        for kind in ("ClusterRole", "Role")
+        for rule in of(objects, kind, "ballast-agent")["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+    assert {pair for pair in rights if pair[1] not in {"get", "list", "watch"}} == {
+        ("nodepowers/status", "patch")
+    }
+    assert {resource for resource, _ in rights} == {"nodepowers", "nodepowers/status", "leases"}
+    own = of(objects, "ValidatingAdmissionPolicy", "ballast-controller-node-status")["spec"]
+    assert "authentication.kubernetes.io/node-name" in own["variables"][0]["expression"]
+    assert any("ballast:ballast-agent" in rule["expression"] for rule in own["validations"])
+
+
+def test_agents_and_controller_share_a_certificate_and_a_token(helm: Path) -> None:
+    secured: dict[str, Any] = {
+        "enabled": True,
+        "tls": {"existingSecret": "agent-tls"},
+        "token": {"existingSecret": "agent-token", "existingSecretKey": "read"},
+    }
+    objects = rendered(helm, {"agent": secured})
+    agent = of(objects, "DaemonSet", "ballast-agent")["spec"]["template"]["spec"]
+    controller = of(objects, "Deployment")["spec"]["template"]["spec"]
+    (asked,), (asks,) = agent["containers"], controller["containers"]
+    assert {"--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key", "--read-token-file=/token/token"} <= {
+        *asked["args"]
+    }
+    assert {probe["httpGet"]["scheme"] for probe in (asked["livenessProbe"], asked["readinessProbe"])} == {
+        "HTTPS"
+    }
+    assert "--agent-ca=/agent-tls/ca.crt" in asks["args"]
+    assert "--agent-server-name=ballast-agent.ballast.svc" in asks["args"]
+    assert "--agent-token-file=/agent-token/token" in asks["args"]
+    secrets = [
+        [
+            (volume["secret"]["secretName"], [item["key"] for item in volume["secret"]["items"]])
+            for volume in spec["volumes"]
+            if "secret" in volume
+        ]
+        for spec in (agent, controller)
+    ]
+    # the controller has no use for the agents' key
+    assert secrets == [
+        [("agent-tls", ["tls.crt", "tls.key"]), ("agent-token", ["read"])],
+        [("agent-tls", ["ca.crt"]), ("agent-token", ["read"])],
+    ]
+    for spec, container in ((agent, asked), (controller, asks)):
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        assert all(mounts[v["name"]]["readOnly"] for v in spec["volumes"] if "secret" in v)
+    named = rendered(helm, {"agent": {**secured, "tls": {**secured["tls"], "serverName": "gpu-agents"}}})
+    args = of(named, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--agent-server-name=gpu-agents" in args
+    off = of(rendered(helm, {"agent": {**secured, "enabled": False}}), "Deployment")
+    assert "agent-tls" not in str(off)
+
+
+ACCESS: list[dict[str, Any]] = [
+    {
+        "url": "https://thanos.monitoring.svc:9091",
+        "token": {"existingSecret": "thanos"},
+        "ca": {"existingConfigMap": "openshift-service-ca.crt", "key": "service-ca.crt"},
+    },
+    {
+        "url": "https://mimir.example/prometheus",
+        "basicAuth": {"existingSecret": "mimir", "passwordKey": "pass"},
+        "clientCertificate": {"existingSecret": "mtls"},
+        "ca": {"existingSecret": "private"},
+        "serverName": "mimir",
+        "headers": {"X-Scope-OrgID": "a,b|c"},
+        "namespaces": ["chat", "code"],
+    },
+    {"url": "http://mimir:8080", "headers": {"X-Scope-OrgID": "d"}},
+    {
+        "url": "http://mesh",
+        "serviceAccountToken": {"audience": "prom", "expirationSeconds": 600},
+        "allowHttp": True,
+    },
+]
+
+
+def test_access_to_prometheus_names_files_and_shows_named_keys_only(helm: Path) -> None:
+    values = {"prometheus": {"access": ACCESS}, "networkPolicy": {"enabled": True}}
+    objects = rendered(helm, values)
+    (spec, *_) = pod_specs(objects)
+    (container,) = spec["containers"]
+    written = [a.partition("=")[2] for a in container["args"] if a.startswith("--prometheus-access=")]
+    assert written[0] == (
+        "url=https://thanos.monitoring.svc:9091,token-file=/prometheus/0/token,ca-file=/prometheus/0/ca.crt"
+    )
+    found = [access_of(text) for text in written]  # as the controller reads it
+    folder = Path("/prometheus/1")
+    assert found[1:] == [
+        PrometheusAccess(
+            url="https://mimir.example/prometheus",
+            username=folder / "username",
+            password=folder / "password",
+            authority=folder / "ca.crt",
+            certificate=folder / "tls.crt",
+            key=folder / "tls.key",
+            server_name="mimir",
+            headers=(("X-Scope-OrgID", "a,b|c"),),
+            namespaces=("chat", "code"),
+        ),
+        PrometheusAccess(url="http://mimir:8080", headers=(("X-Scope-OrgID", "d"),)),
+        PrometheusAccess(url="http://mesh", token=Path("/prometheus/3/token"), allow_http=True),
+    ]
+    PrometheusServers(accesses=tuple(found))
+    volumes = {v["name"]: v["projected"]["sources"] for v in spec["volumes"] if "projected" in v}
+    mounts = {m["name"]: m for m in container["volumeMounts"] if m["name"] in volumes}
+    assert sorted(volumes) == ["prometheus-0", "prometheus-1", "prometheus-3"]  # a tenant alone needs no file
+    assert {m["mountPath"] for m in mounts.values()} == {f"/prometheus/{index}" for index in (0, 1, 3)}
+    assert all(mount["readOnly"] for mount in mounts.values())
+    shown = {
+        (kind, source[kind]["name"], item["key"], item["path"])
+        for sources in volumes.values()
+        for source in sources
+        for kind in {"secret", "configMap"} & source.keys()
+        for item in source[kind]["items"]
+    }
+    assert shown == {
+        ("secret", "thanos", "token", "token"),
+        ("configMap", "openshift-service-ca.crt", "service-ca.crt", "ca.crt"),
+        ("secret", "mimir", "username", "username"),
+        ("secret", "mimir", "pass", "password"),
+        ("secret", "private", "ca.crt", "ca.crt"),
+        ("secret", "mtls", "tls.crt", "tls.crt"),
+        ("secret", "mtls", "tls.key", "tls.key"),
+    }
+    assert volumes["prometheus-3"] == [
+        {"serviceAccountToken": {"path": "token", "audience": "prom", "expirationSeconds": 600}}
+    ]
+    rules = of(objects, "NetworkPolicy")["spec"]["egress"]
+    assert {9091, 443, 8080, 80} <= {port["port"] for rule in rules for port in rule["ports"]}
 
 
 def test_two_replicas_are_spread_and_drained_one_by_one(helm: Path) -> None:
@@ -303,6 +508,22 @@ def test_long_names_fit(helm: Path) -> None:
             "retryPeriodSeconds must be less than renewDeadlineSeconds",
         ),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name must name"),
+        (access(token={"existingSecret": "s"}, password="x"), "additional properties 'password' not allowed"),  # noqa: S106 - none
+        (access(url="https://me:x@prom"), "does not match pattern"),
+        (access(url="prom:9090"), "does not match pattern"),
+        (access(headers={"Authorization": "x"}), "header Authorization is not for headers; use token or"),
+        (access(headers={"X-A": 'a"b'}), "does not match pattern"),
+        (access(ca={"key": "ca.crt"}), "missing property 'existingSecret'"),
+        (access(), "prometheus.access[0]: there is nothing to bring to https://prom"),
+        (
+            access(token={"existingSecret": "s"}, serviceAccountToken={}),
+            "prometheus.access[0]: token and serviceAccountToken exclude each other",
+        ),
+        (access(url="http://prom", serviceAccountToken={}), "http shows serviceAccountToken to everybody"),
+        (
+            access(url="http://prom", ca={"existingSecret": "s"}),
+            "ca, clientCertificate and serverName are of no use with http",
+        ),
     ],
 )
 def test_wrong_values_are_refused(helm: Path, values: dict[str, Any], message: str) -> None:
@@ -444,7 +665,8 @@ def test_dashboard_and_alerts_ask_for_metrics_and_labels_that_exist(helm: Path) 
 
 
 def test_network_policy_names_what_is_needed(helm: Path) -> None:
-    policy = of(rendered(helm, EVERYTHING), "NetworkPolicy")["spec"]
+    objects = rendered(helm, EVERYTHING)
+    policy = of(objects, "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["ingress"] == [
         {
@@ -453,7 +675,14 @@ def test_network_policy_names_what_is_needed(helm: Path) -> None:
         }
     ]
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert ports == {53, 443, 6443, 8000, 30000, 9090, 5432, 8443}
+    assert ports == {53, 443, 6443, 8000, 30000, 9090, 5432, 8443, 9410}
+    policy = of(objects, "NetworkPolicy", "ballast-agent")["spec"]
+    (rule,) = policy["ingress"]
+    assert rule["ports"] == [{"port": "telemetry", "protocol": "TCP"}]
+    controllers, *readers = rule["from"]
+    assert controllers["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "controller"
+    assert readers == EVERYTHING["networkPolicy"]["metricsFrom"]
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443, 6443}
 
 
 def test_more_objects_are_templates(helm: Path) -> None:

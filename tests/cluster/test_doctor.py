@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,19 @@ from controller.operator.api import (
     Api,
     connect,
 )
-from controller.operator.doctor import Doctor, Finding, Mark, Report, Wishes
+from controller.operator.doctor.examination import Doctor, Wishes
+from controller.operator.doctor.findings import Finding, Mark, Report
 from controller.operator.leader import LEASE_NAME
 from controller.operator.permissions import PERMISSIONS, Permission
+from controller.resources.kinds import KINDS
 from tests.cluster import scene
 from tests.cluster.accounts import allow, kubeconfig_of
 from tests.cluster.control_plane import ControlPlane, add_node, eventually, free_port
 from tests.cluster.scene import variant
+from tests.commands import BALLAST
 
 SPACE = "doctor"
 GOOD, UNUSED = "DoctorGood", "DoctorUnused"
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_what_is_right_is_said_to_be_right(api: Api) -> None:
     assert report.server_version.startswith("v1.")
     assert report.leader == "replica-0"
     assert not [f for f in report.findings if f.area == "definitions" and f.mark is not Mark.OK]
-    assert len(found(report, "definitions", Mark.OK)) == 4
+    assert len(found(report, "definitions", Mark.OK)) == len(KINDS)
     assert found(report, "leader", Mark.OK)
     assert found(report, "permissions", Mark.OK)[0].what.startswith("your account has all")
     (good,) = [product for product in report.products if product.label == GOOD]

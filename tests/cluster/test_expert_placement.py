@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -13,7 +18,11 @@ import yaml
 from controller.operator.api import (
     CONFIG_MAPS,
     CONTROLLER,
+    DEPLOYMENTS,
     EXPERT_PLACEMENTS,
+    GPU_PROFILES,
+    MODEL_SERVICES,
+    PLANS,
     STATEFUL_SETS,
     Api,
     ApiError,
@@ -21,6 +30,7 @@ from controller.operator.api import (
 )
 from controller.operator.experts.restart import EXPERT_MAP, MANAGER
 from controller.operator.views import APPROVED
+from telemetry.store.store import open_store
 from tests.cluster import scene
 from tests.cluster.control_plane import ControlPlane, eventually
 from tests.cluster.release import Release
@@ -35,8 +45,16 @@ MIGRATION = {"minIntervalSeconds": 0, "windowsUntilNext": 100_000, "minNetGainSe
 
 
 @pytest.fixture(scope="module")
-def token(plane: ControlPlane, helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a kubeconfig of the leading controller's pod, while it runs with the rights of the chart."""
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the URL of the controller's database."""
+    return f"sqlite:///{tmp_path_factory.mktemp('history')}/history.db"
+
+
+@pytest.fixture(scope="module")
+def running(
+    plane: ControlPlane, helm: Path, database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, int]]:
+    """Return a kubeconfig of the leading controller's pod and its port, while it runs with the chart's rights."""
     api = scene.api_of(plane)
     scene.install_crds(api)
     scene.ensure_namespace(api, SPACE)
@@ -47,14 +65,20 @@ def token(plane: ControlPlane, helm: Path, tmp_path_factory: pytest.TempPathFact
     operators = scene.Operators(
         release.kubeconfig(pod), tmp_path_factory.mktemp("operators"), namespace=SPACE
     )
-    one = operators.start(f"--watch-namespaces={SPACE}", identity=pod)
-    yield operators.kubeconfig
+    one = operators.start(f"--watch-namespaces={SPACE}", f"--database-url={database}", identity=pod)
+    yield operators.kubeconfig, one.port
     operators.end()
     for body in api.list(EXPERT_PLACEMENTS, SPACE):
         scene.drop(api, EXPERT_PLACEMENTS, SPACE, body["metadata"]["name"])
     release.uninstall()
     assert "forbidden" not in one.text()
     assert "failed" not in one.text()
+
+
+@pytest.fixture(scope="module")
+def token(running: tuple[Path, int]) -> Path:
+    """Return a kubeconfig of the leading controller's pod."""
+    return running[0]
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +304,10 @@ def test_a_config_map_of_somebody_else_is_not_touched(api: Api, token: Path) -> 
         controller.request("DELETE", CONFIG_MAPS.path(SPACE, "taken-experts"))
 
 
+def plan_of(api: Api, name: str) -> Object:
+    return api.get(PLANS, SPACE, f"{name}-experts") or {}
+
+
 def test_ranks_come_from_pods_and_a_restart_waits_for_approval(api: Api) -> None:
     engine = scene.deployment(SPACE, "engine", PRODUCT, replicas=2, gpus=2, kind=STATEFUL_SETS)
     scene.put(api, STATEFUL_SETS, engine)
@@ -292,28 +320,35 @@ def test_ranks_come_from_pods_and_a_restart_waits_for_approval(api: Api) -> None
         apply="rolloutRestart",
     )
     assert eventually(lambda: phase_is(api, "rolled", "Proposed"), within_s=FIRST_S)
-    digest = status(api, "rolled")["digest"]
-    assert f"{APPROVED}={digest}" in status(api, "rolled")["message"]
+    plan = plan_of(api, "rolled")
+    digest, change = plan["spec"]["digest"], plan["spec"]["experts"]
+    assert status(api, "rolled")["planRef"] == {"name": "rolled-experts", "digest": digest}
+    assert f"plan/rolled-experts --overwrite {APPROVED}={digest}" in status(api, "rolled")["message"]
+    assert plan["status"]["phase"] == "Proposed"
+    (owner,) = plan["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["controller"]) == ("ExpertPlacement", "rolled", True)
 
     def template() -> Object:
         body = api.get(STATEFUL_SETS, SPACE, "engine") or {}
         return dict(body["spec"]["template"]["metadata"].get("annotations") or {})
 
     def approve(text: str) -> None:
-        api.patch(
-            EXPERT_PLACEMENTS,
-            SPACE,
-            "rolled",
-            {"metadata": {"annotations": {APPROVED: text}}},
-            manager="kubectl",
-        )
+        patch = {"metadata": {"annotations": {APPROVED: text}}}
+        api.patch(PLANS, SPACE, "rolled-experts", patch, manager="kubectl")
 
     approve("0123456789abcdef")
     scene.wait_s(2.0)
     assert template() == {}
+    assert config_map(api, "rolled") == {}  # nor is anything written that a pod could load by itself
+    with pytest.raises(ApiError, match="only Ballast writes a Plan's spec"):
+        api.patch(PLANS, SPACE, "rolled-experts", {"spec": {"digest": "mine"}}, manager="kubectl")
     approve(digest)
-    assert eventually(lambda: template() == {EXPERT_MAP: digest})
+    assert eventually(lambda: template() == {EXPERT_MAP: change["mapDigest"]})
+    assert config_map(api, "rolled")["data"] == {file["key"]: file["text"] for file in change["files"]}
     assert eventually(lambda: phase_is(api, "rolled", "Applied"), within_s=120)
+    done = plan_of(api, "rolled")["status"]
+    assert (done["phase"], done["step"], done["approvedDigest"]) == ("Applied", 2, digest)
+    assert done["epoch"] > 0
     body = api.get(STATEFUL_SETS, SPACE, "engine") or {}
     assert body["spec"]["replicas"] == 2
     ours = [entry for entry in body["metadata"]["managedFields"] if entry["manager"] == MANAGER]
@@ -321,8 +356,77 @@ def test_ranks_come_from_pods_and_a_restart_waits_for_approval(api: Api) -> None
     assert "f:replicas" not in ours[0]["fieldsV1"]["f:spec"]
     scene.drop(api, EXPERT_PLACEMENTS, SPACE, "rolled")
     assert eventually(lambda: not config_map(api, "rolled"))  # the map goes with its placement
-    assert template() == {EXPERT_MAP: digest}
+    assert eventually(lambda: not plan_of(api, "rolled"))
+    assert template() == {EXPERT_MAP: change["mapDigest"]}
     scene.drop(api, STATEFUL_SETS, SPACE, "engine")
+
+
+def test_what_may_be_written_at_once_has_a_plan_too(api: Api) -> None:
+    put_load(api, "kept", {"load": hot(0, 1, 2, 3)})
+    put(api, "kept")
+    assert eventually(lambda: phase_is(api, "kept", "Applied"), within_s=FIRST_S)
+    plan = plan_of(api, "kept")
+    assert (plan["status"]["phase"], plan["status"]["step"]) == ("Applied", 1)
+    assert [step["action"] for step in plan["spec"]["experts"]["steps"]] == ["WriteMap"]
+    first = plan["spec"]["experts"]
+    put_load(api, "kept", {"load": hot(0, 1, 6, 7)})
+    assert eventually(
+        lambda: plan_of(api, "kept")["spec"]["digest"] != plan["spec"]["digest"], within_s=FIRST_S
+    )
+    change = plan_of(api, "kept")["spec"]["experts"]
+    assert eventually(lambda: status(api, "kept")["digest"] == change["mapDigest"])
+    assert eventually(lambda: plan_of(api, "kept")["status"]["phase"] == "Applied")
+    assert change["lowerBoundUs"] <= change["objectiveUs"] < change["objectiveBeforeUs"]
+    assert change["netGainSeconds"] > 0 < change["movedRatio"]
+    assert first["mapDigest"] != change["mapDigest"]
+
+
+def test_gauges_come_and_go_with_the_object(api: Api, running: tuple[Path, int]) -> None:
+    def rows() -> dict[str, float]:
+        page = httpx.get(f"http://127.0.0.1:{running[1]}/metrics").text.splitlines()
+        mine = [line.rsplit(" ", 1) for line in page if line.startswith("ballast_expert_")]
+        return {name: float(value) for name, value in mine if 'name="seen"' in name}
+
+    put_load(api, "seen", {"load": hot(0, 1, 2, 3)})
+    put(api, "seen")
+    assert eventually(lambda: phase_is(api, "seen", "Applied"), within_s=FIRST_S)
+    assert eventually(lambda: len(rows()) >= 10)
+    found, of = rows(), f'{{name="seen",namespace="{SPACE}"}}'
+    said = status(api, "seen")
+    assert found[f"ballast_expert_objective_seconds{of}"] == pytest.approx(said["objectiveUs"] * 1e-6)
+    assert found[f"ballast_expert_balance_max_ratio{of}"] == said["balance"]["max"]
+    assert found[f'ballast_expert_condition{{condition="Applied",name="seen",namespace="{SPACE}"}}'] == 1.0
+    assert 0.0 <= found[f"ballast_expert_load_age_seconds{of}"] < 600.0
+    scene.drop(api, EXPERT_PLACEMENTS, SPACE, "seen")
+    assert eventually(lambda: not rows())
+
+
+def test_a_service_of_the_plans_name_leaves_it_alone(api: Api) -> None:
+    put_load(api, "clash", {"load": hot(0, 1, 2, 3)})
+    put(api, "clash")
+    assert eventually(lambda: phase_is(api, "clash", "Applied"), within_s=FIRST_S)
+    before = plan_of(api, "clash")["spec"]
+    scene.put(api, GPU_PROFILES, scene.profile("clash", PRODUCT, max_rps=1.0, price=1.0))
+    scene.put(api, DEPLOYMENTS, scene.deployment(SPACE, "clash", PRODUCT, replicas=0))
+    variants = [scene.variant("one", "clash", "clash")]
+    body = scene.service(SPACE, "clash-experts", variants, traffic=scene.histogram(0.5))
+    scene.put(api, MODEL_SERVICES, body)
+
+    def message() -> str:
+        return str(scene.condition(api, SPACE, "clash-experts", "PlanReady").get("message"))
+
+    assert eventually(lambda: "is that of an ExpertPlacement" in message())
+    assert plan_of(api, "clash")["spec"] == before
+    scene.drop(api, EXPERT_PLACEMENTS, SPACE, "clash")
+    # its Plan goes with it, and the name is free
+    assert eventually(lambda: "modelServiceRef" in plan_of(api, "clash").get("spec", {}), within_s=60)
+    put(api, "clash")  # and the other way round
+    assert eventually(lambda: condition(api, "clash", "Applied").get("reason") == "PlanTaken")
+    assert "modelServiceRef" in plan_of(api, "clash")["spec"]
+    for resource, name in ((MODEL_SERVICES, "clash-experts"), (DEPLOYMENTS, "clash")):
+        scene.drop(api, resource, SPACE, name)
+    scene.drop(api, GPU_PROFILES, None, "clash")
+    assert eventually(lambda: phase_is(api, "clash", "Applied"), within_s=60)
 
 
 def test_pods_that_do_not_show_the_group_are_waited_for(api: Api) -> None:
@@ -336,3 +440,32 @@ def test_pods_that_do_not_show_the_group_are_waited_for(api: Api) -> None:
     assert eventually(lambda: condition(api, "alone", "Infeasible").get("reason") == "TopologyUnknown")
     assert "epSize is 4" in status(api, "alone")["message"]
     assert not config_map(api, "alone")
+
+
+def test_loads_are_kept_in_the_history_and_read_from_it(api: Api, database: str, tmp_path: Path) -> None:
+    fast = {"windowSeconds": 10, "ewmaAlpha": 1.0}
+    put_load(api, "kept", {"load": hot(0, 1, 2, 3)})
+    put(api, "kept", loadSource={"configMap": {"name": "kept"}, **fast})
+    put(api, "second", loadSource={"sqlStore": {"recording": "kept"}, "maxAgeSeconds": 3600, **fast})
+    put(api, "lonely", loadSource={"sqlStore": {"recording": "nobody"}, **fast})
+    assert eventually(lambda: phase_is(api, "second", "Applied"), within_s=FIRST_S)
+    first = config_map(api, "second")
+    store = open_store(database)
+    found = store.expert_load(f"{SPACE}/kept", window_s=10)
+    assert found is not None
+    assert np.array_equal(found.load, np.array(hot(0, 1, 2, 3)))
+    assert eventually(lambda: condition(api, "lonely", "Stale").get("reason") == "LoadMissing")
+    # a person records what comes next; the placement follows
+    drifted = hot(0, 1, 6, 7)
+    path = tmp_path / "load.json"
+    path.write_text(json.dumps({"load": drifted}), encoding="utf-8")
+    os.utime(path, (found.end_s + 10, found.end_s + 10))
+    words = [f"--recording={SPACE}/kept", "--model=moe", "--window-s=10", f"--database-url={database}"]
+    assert eventually(lambda: time.time() > found.end_s + 10)
+    command = [sys.executable, "-c", "from controller.cli.root import main; main()", "experts", "record"]
+    done = subprocess.run([*command, str(path), *words], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{SPACE}/kept: 1 of 1 windows written")
+    assert eventually(lambda: version(config_map(api, "second")) != version(first), within_s=60)
+    assert fullest(rows_of(config_map(api, "second")), drifted) < fullest(rows_of(first), drifted)
+    assert condition(api, "second", "Stale")["reason"] == "Fresh"
+    store.close()

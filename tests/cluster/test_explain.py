@@ -3,23 +3,31 @@
 import json
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controller.operator.api import CONFIG_MAPS, DEPLOYMENTS, GPU_PROFILES, MODEL_SERVICES, PLANS, Api
+from controller.operator.api import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    EXPERT_PLACEMENTS,
+    GPU_PROFILES,
+    MODEL_SERVICES,
+    PLANS,
+    STATEFUL_SETS,
+    Api,
+)
 from controller.operator.views import PAUSED
 from tests.cluster import scene
 from tests.cluster.accounts import ACCOUNTS, BINDINGS, ROLES, kubeconfig_of
 from tests.cluster.control_plane import ControlPlane, eventually
 from tests.cluster.scene import histogram, variant
+from tests.commands import BALLAST
 
 SPACE = "explain"
 CHEAP, FAST = "ExplainCheap", "ExplainFast"
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +81,11 @@ def run(*words: str, kubeconfig: Path, space: str | None = SPACE) -> subprocess.
     )
 
 
-def told(resource: str, plane: ControlPlane) -> dict[str, Any]:
+def told(resource: str, plane: ControlPlane, *, schema: str = "explain/1") -> dict[str, Any]:
     done = run(resource, "-o", "json", kubeconfig=plane.kubeconfig)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
-    assert answer["schema"] == "explain/1"
+    assert answer["schema"] == schema
     return answer
 
 
@@ -131,6 +139,57 @@ def test_from_proposal_to_plan_by_its_own_advice(api: Api, plane: ControlPlane, 
     assert "- nothing: all is as planned" in table.stdout
     assert f"second best on other GPUs: {FAST}" in table.stdout
     remove(api, "chat")
+
+
+def test_experts_from_proposal_to_plan_by_its_own_advice(
+    api: Api, plane: ControlPlane, kubectl: Path
+) -> None:
+    scene.put(api, STATEFUL_SETS, scene.deployment(SPACE, "moe", CHEAP, replicas=1, kind=STATEFUL_SETS))
+    loads = json.dumps({"load": [[900.0, 900, 900, 900, 100, 100, 100, 100]] * 3})
+    scene.put(
+        api, CONFIG_MAPS, {"metadata": {"name": "moe", "namespace": SPACE}, "data": {"load.json": loads}}
+    )
+    body = scene.expert_placement(
+        SPACE,
+        "moe",
+        nodes=2,
+        gpus=2,
+        experts=8,
+        layers=3,
+        redundant=4,
+        apply="rolloutRestart",
+        targetRef={"kind": "StatefulSet", "name": "moe"},
+    )
+    scene.put(api, EXPERT_PLACEMENTS, body)
+
+    def status() -> Any:
+        return (api.get(EXPERT_PLACEMENTS, SPACE, "moe") or {}).get("status") or {}
+
+    assert eventually(lambda: status().get("phase") == "Proposed", within_s=400)
+    answer = told("expertplacement/moe", plane, schema="explain-experts/1")
+    assert answer["plan"]["digest"] == status()["planRef"]["digest"]
+    assert [step["state"] for step in answer["plan"]["steps"]] == ["proposed", "proposed"]
+    assert answer["why"][0] == "there is no map yet"
+    assert any("computing on the fullest GPU" in one for one in answer["binds"])
+    assert any("waits for approval" in one for one in answer["why_not"])
+    (advice,) = answer["next"]
+    done = subprocess.run(
+        [kubectl, "--kubeconfig", plane.kubeconfig, *shlex.split(advice["command"])[1:]],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert eventually(lambda: status().get("phase") == "Applied", within_s=120)
+    answer = told("plan/moe-experts", plane, schema="explain-experts/1")
+    assert [step["state"] for step in answer["plan"]["steps"]] == ["done", "done"]
+    assert any("minIntervalSeconds 600" in one for one in answer["why_not"])
+    table = run("eplace/moe", kubeconfig=plane.kubeconfig)
+    assert table.returncode == 0, table.stderr
+    assert max(map(len, table.stdout.splitlines())) <= 100
+    assert "- nothing: all is as planned" in table.stdout
+    scene.drop(api, EXPERT_PLACEMENTS, SPACE, "moe")
+    scene.drop(api, STATEFUL_SETS, SPACE, "moe")
 
 
 def test_what_others_hold_binds(api: Api, plane: ControlPlane) -> None:
@@ -228,8 +287,9 @@ def test_what_is_not_there_is_one_line(api: Api, plane: ControlPlane) -> None:
     for words, code, part in (
         (("modelservice/absent",), 1, f"there are {SPACE}/there"),
         (("plan/absent",), 1, "there is no Plan absent"),
-        (("pod/there",), 2, "is not modelservice/NAME or plan/NAME"),
-        (("there",), 2, "is not modelservice/NAME or plan/NAME"),
+        (("pod/there",), 2, "is not modelservice/NAME, expertplacement/NAME or plan/NAME"),
+        (("eplace/absent",), 1, "there is no ExpertPlacement absent"),
+        (("there",), 2, "is not modelservice/NAME, expertplacement/NAME or plan/NAME"),
     ):
         done = run(*words, kubeconfig=plane.kubeconfig)
         assert done.returncode == code

@@ -267,12 +267,11 @@ def go(stage: Stage, kubelet: Kubelet, rate_rps: float, within_s: float) -> Leg:
     generation = stage.demand(rate_rps)
     assert eventually(lambda: stage.done(generation), within_s=within_s), kubelet.log()
     quiet(stage, kubelet, generation, within_s)
-    taken = [
-        write
-        for pod in kubelet.pods
-        for write in pod.proxy.requests[sent[pod.identity] :]
-        if write.counted and write.accepted
-    ]
+    requests = [write for pod in kubelet.pods for write in pod.proxy.requests[sent[pod.identity] :]]
+    # Leaders follow each other, so writes of several pods are told apart by time.
+    taken = sorted(
+        (write for write in requests if write.counted and write.accepted), key=lambda write: write.at_s
+    )
     return Leg(
         outcome=stage.outcome(),
         numbers={name: stage.history.replicas_of(name, since) for name in KINDS},

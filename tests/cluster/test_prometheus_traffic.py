@@ -1,10 +1,12 @@
 """Traffic from Prometheus: one that is gone holds the last plan, one that answers is planned for (R8)."""
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +16,7 @@ from controller.operator.api import DEPLOYMENTS, GPU_PROFILES, MODEL_SERVICES, A
 from tests.cluster import scene
 from tests.cluster.control_plane import ControlPlane, eventually, free_port
 from tests.cluster.scene import variant
+from tests.telemetry.certificates import Pair, made
 
 SPACE = "prometheus"
 PODS = 3
@@ -22,10 +25,15 @@ PODS = 3
 class Answers:
     """What a Prometheus server would answer to our queries for one pod at a steady rate."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, *, namespace: str = SPACE, token: str = "", pair: Pair | None = None
+    ) -> None:
         self.rate = 2.0
         self.broken = ""
         self.asked = 0
+        self.namespace = namespace
+        self.shown: set[str | None] = set()
+        """What questions had as Authorization."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,8 +46,10 @@ class Answers:
 
             def _answer(self, words: dict[str, list[str]]) -> None:
                 outer.asked += 1
-                body = outer.body(words["query"][0])
-                self.send_response(200)
+                outer.shown.add(self.headers.get("Authorization"))
+                denied = bool(token) and self.headers.get("Authorization") != f"Bearer {token}"
+                body = b"" if denied else outer.body(words["query"][0])
+                self.send_response(401 if denied else 200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -49,6 +59,10 @@ class Answers:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
+        if pair is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pair.certificate, pair.key)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def body(self, query: str) -> bytes:
@@ -63,7 +77,12 @@ class Answers:
                 elements.append({"metric": {"part": part}, "value": [now, str(now)]})
                 continue
             for index in range(PODS):
-                labels = {"job": "vllm", "namespace": SPACE, "pod": f"engine-{index}", "instance": str(index)}
+                labels = {
+                    "job": "vllm",
+                    "namespace": self.namespace,
+                    "pod": f"engine-{index}",
+                    "instance": str(index),
+                }
                 labels["part"] = part
                 if part in {"prompt", "output"}:
                     elements += [
@@ -130,3 +149,54 @@ def test_no_server_holds_what_runs_and_one_that_answers_is_planned_for(api: Api)
         answers.stop()
     scene.drop(api, MODEL_SERVICES, SPACE, "engine")
     scene.drop(api, DEPLOYMENTS, SPACE, "engine")
+
+
+def test_what_the_installation_has_for_one_server_is_shown_to_no_other(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    """A private authority, a token that is wrong and then changed in its file, and a server that nobody vouched for."""
+    space = "prometheus-access"
+    pair, token = made(tmp_path, "prometheus"), tmp_path / "token"
+    token.write_text("s3cr3t-old")
+    api = scene.api_of(plane)
+    scene.install_crds(api)
+    scene.ensure_namespace(api, space)
+    scene.add_nodes(plane, {"PromB": 2}, prefix="prom")
+    scene.put(api, GPU_PROFILES, scene.profile("prom-b", "PromB", max_rps=1.0, price=1.0))
+    known = Answers(free_port(), namespace=space, token="s3cr3t-new", pair=pair)  # noqa: S106 - made up
+    other = Answers(free_port(), namespace=space)
+    urls = {
+        "engine": f"https://127.0.0.1:{known.server.server_port}",
+        "other": f"http://127.0.0.1:{other.server.server_port}",
+    }
+    operators = scene.Operators(plane.kubeconfig, tmp_path, namespace=space)
+    access = f"url={urls['engine']},token-file={token},ca-file={pair.certificate}"
+    one = operators.start(
+        f"--watch-namespaces={space}",
+        "--traffic-window=2",
+        "--log-level=debug",
+        f"--prometheus-access={access}",
+    )
+
+    def heard(name: str) -> scene.Object:
+        return scene.condition(api, space, name, "TelemetryReady")
+
+    try:
+        for name, url in urls.items():
+            scene.put(api, DEPLOYMENTS, scene.deployment(space, name, "PromB", replicas=3))
+            traffic = {"prometheus": {"url": url, "selector": 'model_name="m"'}}
+            body = scene.service(space, name, [variant("b", name, "prom-b")], traffic=traffic)
+            scene.put(api, MODEL_SERVICES, body)
+        assert eventually(lambda: heard("engine").get("reason") == "AccessDenied"), heard("engine")
+        known.rate = 5.0
+        token.write_text("s3cr3t-new")
+        assert eventually(lambda: heard("engine").get("status") == "True"), heard("engine")
+        assert eventually(lambda: scene.replicas(api, space, "engine") == 6)
+        assert known.shown == {"Bearer s3cr3t-old", "Bearer s3cr3t-new"}
+        assert eventually(lambda: other.asked > 2)
+        assert other.shown == {None}
+        assert "s3cr3t" not in one.text()
+    finally:
+        operators.end()
+        known.stop()
+        other.stop()

@@ -68,7 +68,8 @@ def load(api: Api) -> Iterator[Engines]:
 def put(api: Api, port: int, *, mode: str, paused: bool = False) -> None:
     variants = [variant(name, f"chat-{name}", f"scene-{name}", minReplicas=0) for name in PROFILES]
     traffic = {"scrape": {"engine": "vllm", "port": port, "path": "/metrics"}}
-    body = scene.service(SPACE, "chat", variants, traffic=traffic, mode=mode, paused=paused, interval_s=6)
+    more = {"paused": paused, "forecast": {"horizon": "1m"}}
+    body = scene.service(SPACE, "chat", variants, traffic=traffic, mode=mode, interval_s=6, **more)
     scene.put(api, MODEL_SERVICES, body)
 
 
@@ -118,6 +119,10 @@ def test_the_whole_story(api: Api, load: Engines) -> None:
     spec = scene.plan_of(api, SPACE, "chat")["spec"]
     assert spec["costUsdPerHour"] >= spec["lowerBoundUsdPerHour"] > 0
     assert 0 <= spec["gapRatio"] <= 1
+    told = scene.condition(api, SPACE, "chat", "ForecastReady")
+    assert (told["status"], told["reason"]) == ("False", "ShortHistory"), told
+    service = api.get(MODEL_SERVICES, SPACE, "chat") or {}
+    assert service["status"]["forecast"]["rule"] == "largest sample"
     assert asked(api) == {"a10g": 2, "a100": 0, "h100": 0}
 
     # approve: what is missing comes first, pods land on their nodes, what is not needed goes
@@ -140,13 +145,13 @@ def test_the_whole_story(api: Api, load: Engines) -> None:
     assert eventually(lambda: capacity(asked(api)) >= 10.0, within_s=60), asked(api)
     wait_watching(api, 10.0, "doubled")
 
-    # metrics vanish: hold (a plan that was under way may still add what it was to add)
+    # metrics vanish: a plan that was under way may still add what it was to add, nothing is taken away
     load.mute = True
     assert eventually(lambda: scene.condition(api, SPACE, "chat", "TelemetryReady").get("status") == "False")
-    assert eventually(lambda: scene.phase(api, SPACE, "chat") == "Applied")
-    held = asked(api)
+    before = asked(api)
     time.sleep(6)
-    assert asked(api) == held
+    held = asked(api)
+    assert all(held[name] >= before[name] for name in held), (before, held)
     load.mute = False
     assert eventually(lambda: scene.condition(api, SPACE, "chat", "TelemetryReady").get("status") == "True")
 

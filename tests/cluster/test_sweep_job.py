@@ -2,12 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.cluster.control_plane import ControlPlane, add_node, eventually
+from tests.commands import BALLAST
 
-BALLAST = [sys.executable, "-c", "from controller.cli.root import main; main()"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
