@@ -13,78 +13,32 @@ designs.
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from controller.splitwise_cluster import alone_on_machine
-from simulator.engine.run import simulate
-from simulator.fleet import Fleet, InstanceKind, Links, Overlap, Pool, Role, Router, RouterKind, Scheduler
-from simulator.metrics import figures_of
-from simulator.record import RunRecord
-from simulator.search import Verdict, largest_step
-from simulator.splitwise.machines import (
-    MACHINES,
-    MODELS,
-    SplitwiseFleet,
-    SplitwiseGroup,
-    SplitwiseRole,
-    SplitwiseScheduler,
+from benchmarks.splitwise_designs import (
+    BUDGETS,
+    CLAIMS,
+    DESIGN_SEEDS,
+    READINGS,
+    Laboratory,
+    Notebook,
+    Reading,
+    best_of,
+    buckets_of,
+    grid,
+    program_design,
+    read_back,
+    within,
+    written,
 )
-from simulator.splitwise.run import simulate_splitwise
-from simulator.step_models import instance_kind
-from solver.domain.slo import parse_slo
-from solver.domain.trace import Requests
-from solver.performance.book import PerformanceBook
-from solver.performance.profile_table import ProfileTable
-from solver.performance.protocol import ReplicaKind
-from telemetry.catalogue.read import read_gpus, read_models
-from telemetry.catalogue.read_profiles import read_profiles
-from telemetry.sources.traces.read import read_trace
+from benchmarks.splitwise_runs import STEP_RPS, Design, Load, load_of, split, sustained_rps
 from telemetry.sources.traces.write import whole_file
 
-NINE_CONDITIONS = parse_slo(
-    "ttft_p50=2x,ttft_p90=3x,ttft_p99=6x,tbt_p50=1.25x,tbt_p90=1.5x,tbt_p99=5x,e2e_p50=1.25x,e2e_p90=1.5x,e2e_p99=5x"
-)
-MODEL, SHAPE = "bloom-176b", "bigscience/bloom"
-STEP_RPS, LAST_RPS = 2.0, 320.0
 TRACES = {"conversation": "AzureLLMInferenceTrace_conv.csv", "code": "AzureLLMInferenceTrace_code.csv"}
-GPU_OF = {"A": "A100-80-SXM", "H": "H100-SXM", "C": "H100-SXM"}
-MACHINE_OF = {"A": "dgx-a100", "H": "dgx-h100", "C": "dgx-h100-pcap"}
-CAP_PROMPT_RATIO = 1.3
-"""The capped H100 of the paper's data: prompts 1.3 times as long, tokens as fast."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """Prompt machines and token machines by letter (A: A100, H: H100, C: H100 capped at 70 %); no T: mixed."""
-
-    name: str
-    prompt: tuple[str, int]
-    token: tuple[str, int] | None = None
-
-    @property
-    def parts(self) -> list[tuple[str, int]]:
-        """Letters and counts."""
-        return [self.prompt] if self.token is None else [self.prompt, self.token]
-
-    @property
-    def cost(self) -> float:
-        """In the paper's unit: sum of machines times dollars per GPU-hour."""
-        return sum(count * MACHINES[MACHINE_OF[letter]].cost_usd_per_gpu_h for letter, count in self.parts)
-
-    @property
-    def power(self) -> float:
-        """In the paper's unit."""
-        return sum(count * MACHINES[MACHINE_OF[letter]].power_units for letter, count in self.parts)
-
-
-def split(name: str, prompt: str, prompts: int, token: str, tokens: int) -> Design:
-    """Name a prefill/decode design as the paper does."""
-    return Design(name=f"{name} {prompts}/{tokens}", prompt=(prompt, prompts), token=(token, tokens))
-
 
 BASELINES = (
     Design(name="Baseline-A100 70", prompt=("A", 70)),
@@ -126,146 +80,6 @@ ISO_COST: Mapping[str, tuple[Design, ...]] = {
 }
 
 
-def splits_at_equal_power() -> dict[str, list[Design]]:
-    """List splits of the power of 40 H100 machines, every few machines."""
-    return {
-        "AA": [split("AA", "A", p, "A", 70 - p) for p in (15, 20, 24, 28, 32, 36, 40, 45, 50, 55, 60)],
-        "HH": [split("HH", "H", p, "H", 40 - p) for p in (10, 13, 16, 19, 22, 25, 28, 30, 33, 35, 37)],
-        "HA": [
-            split("HA", "H", p, "A", int(44 * (40 - p) // 24.8))
-            for p in (10, 13, 15, 17, 20, 22, 25, 28, 30, 35)
-        ],
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Load:
-    """Requests of unit rate; the first ones of any rate are the same."""
-
-    unit_arrival_s: np.ndarray[tuple[int], np.dtype[np.float64]]
-    prompt_tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
-    output_tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
-
-    def at(self, rate_rps: float, duration_s: float) -> Requests:
-        """Return the requests of so many seconds at a rate."""
-        arrival_s = self.unit_arrival_s / rate_rps
-        number = int(np.searchsorted(arrival_s, duration_s))
-        return Requests(
-            arrival_s=arrival_s[:number],
-            prompt_tokens=self.prompt_tokens[:number],
-            output_tokens=self.output_tokens[:number],
-        )
-
-
-def load_of(trace: Path, *, seed: int, duration_s: float) -> Load:
-    """Draw Poisson arrivals and independent sizes from the columns of a trace."""
-    columns = read_trace(trace).requests
-    randomness = np.random.default_rng(seed)
-    number = int(LAST_RPS * duration_s * 1.1) + 1000
-    return Load(
-        unit_arrival_s=np.cumsum(randomness.exponential(size=number)),
-        prompt_tokens=randomness.choice(columns.prompt_tokens, number),
-        output_tokens=randomness.choice(columns.output_tokens, number),
-    )
-
-
-Simulator = Callable[[Design, Requests], RunRecord]
-
-
-def by_the_papers_rules(design: Design, requests: Requests) -> RunRecord:
-    """Simulate as splitwise-sim does: decode charged by the number of sequences."""
-    mixed = design.token is None
-    # The capped and the cheaper machines are created first, which decides ties.
-    order = (
-        list(reversed(design.parts)) if design.token and design.token[0] != design.prompt[0] else design.parts
-    )
-    roles = {
-        id(part): SplitwiseRole.PROMPT if part is design.prompt else SplitwiseRole.TOKEN
-        for part in design.parts
-    }
-    fleet = SplitwiseFleet(
-        model=MODELS[MODEL],
-        groups=tuple(
-            SplitwiseGroup(
-                machine=MACHINES[MACHINE_OF[part[0]]],
-                count=part[1],
-                role=SplitwiseRole.MIXED if mixed else roles[id(part)],
-            )
-            for part in order
-        ),
-        scheduler=SplitwiseScheduler.TOKEN_JSQ if mixed else SplitwiseScheduler.MIXED_POOL,
-    )
-    return simulate_splitwise(fleet, requests, stop_when_overloaded=True)
-
-
-@cache
-def kinds() -> dict[str, InstanceKind]:
-    """Tabulate the measured machines by batch and context."""
-    gpus, models = read_gpus(), read_models()
-    book = PerformanceBook(
-        gpus=gpus, models=models, tables=read_profiles(gpus, models), extrapolate_tables=True
-    )
-    found = {}
-    for letter, gpu in GPU_OF.items():
-        kind = ReplicaKind(model=SHAPE, gpu_type=gpu, gpus_per_replica=8, precision="bf16")
-        model = book.performance(kind)
-        if letter == "C":
-            assert isinstance(model, ProfileTable)  # noqa: S101 - the shipped profile has it
-            slow = tuple(replace(p, seconds=p.seconds * CAP_PROMPT_RATIO) for p in model.prefill)
-            model = replace(model, prefill=slow)
-        found[letter] = instance_kind(letter, model, models[SHAPE], max_batch=512, longest_step_tokens=2048)
-    return found
-
-
-def by_batch_and_context(design: Design, requests: Requests) -> RunRecord:
-    """Simulate with `table-kv`: the same measurements, decode charged by batch and context, prompts in chunks."""
-    letters = sorted({letter for letter, _ in design.parts})
-    mixed = design.token is None
-    pools = [
-        Pool(
-            name=f"{letter}{place}",
-            kind=letters.index(letter),
-            count=count,
-            role=Role.BOTH if mixed else (Role.PREFILL, Role.DECODE)[place],
-        )
-        for place, (letter, count) in enumerate(design.parts)
-    ]
-    fleet = Fleet(
-        models=(MODEL,),
-        kinds=tuple(kinds()[letter] for letter in letters),
-        pools=tuple(pools),
-        scheduler=Scheduler(max_batch=512, max_batch_tokens=2048),
-        router=Router(kind=RouterKind.JSQ if mixed else RouterKind.MIXED_POOL),
-        links=Links(overlap=Overlap.NONE),
-    )
-    return simulate(fleet, requests, stop_when_overloaded=True)
-
-
-def sustained_rps(
-    design: Design, load: Load, simulator: Simulator, *, duration_s: float, peers_tbt: bool
-) -> float:
-    """Return the largest rate on the grid that meets the nine conditions."""
-
-    def judge(rate_rps: float) -> Verdict:
-        requests = load.at(rate_rps, duration_s)
-        record = simulator(design, requests)
-        if record.stopped_early:
-            return Verdict(met=False)
-        alone = alone_on_machine(MACHINES["dgx-a100"], MODEL, requests.prompt_tokens, requests.output_tokens)
-        figures = figures_of(
-            record,
-            requests,
-            pools=[str(p) for p in range(len(design.parts))],
-            price_usd_per_h=[None] * len(design.parts),
-            slo=NINE_CONDITIONS,
-            alone=alone,
-            tbt_per_output_token=peers_tbt,
-        )
-        return Verdict(met=bool(figures.slo.met))
-
-    return largest_step(judge, first=STEP_RPS, last=LAST_RPS, step=STEP_RPS).rate
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What all runs of the document share."""
@@ -274,10 +88,11 @@ class Question:
     """By trace, one per seed."""
     duration_s: float
     say: Callable[[str], None]
+    design_loads: Mapping[str, Sequence[Load]] = field(default_factory=dict)
+    """The program's designs are found on these, and reported on ``loads``."""
+    notebook: Notebook = field(default_factory=lambda: Notebook(None))
 
 
-READINGS: tuple[tuple[Simulator, bool], ...] = ((by_the_papers_rules, True), (by_batch_and_context, False))
-"""Simulator, and whether TBT is divided by output tokens as the peer does."""
 Rates = dict[tuple[str, str], tuple[list[float], list[float]]]
 """By trace and design: the rates of all seeds, for both readings."""
 
@@ -286,13 +101,24 @@ def _rates(question: Question, trace: str, designs: Sequence[Design], known: Rat
     for design in designs:
         if (trace, design.name) in known:
             continue
-        peers, honest = (
-            [
-                sustained_rps(design, load, simulator, duration_s=question.duration_s, peers_tbt=peers_tbt)
-                for load in question.loads[trace]
-            ]
-            for simulator, peers_tbt in READINGS
-        )
+
+        def find(design: Design = design) -> dict[str, Any]:
+            return {
+                reading.name: [
+                    sustained_rps(
+                        design,
+                        load,
+                        reading.simulator,
+                        duration_s=question.duration_s,
+                        peers_tbt=reading.peers_tbt,
+                    )
+                    for load in question.loads[trace]
+                ]
+                for reading in READINGS
+            }
+
+        told = question.notebook.ask(f"paper/{trace}/{design.name}", find)
+        peers, honest = (list(told[reading.name]) for reading in READINGS)
         known[trace, design.name] = (peers, honest)
         question.say(f"{trace}, {design.name}: {peers} {honest}")
 
@@ -318,35 +144,124 @@ def _table(trace: str, designs: Sequence[Design], rates: Rates) -> list[str]:
     return lines
 
 
-def _best_splits(question: Question, trace: str) -> tuple[list[str], dict[str, tuple[str, float]]]:
-    """Try splits on the first load; returns the table and the best by `table-kv` of each family."""
-    best: dict[str, tuple[str, float]] = {}
-    lines = [
-        "| family | best split, splitwise-compat | req/s | best split, table-kv | req/s |",
-        "|---|---|---|---|---|",
-    ]
-    for family, designs in splits_at_equal_power().items():
-        cells = [family]
-        for simulator, peers_tbt in READINGS:
-            load = question.loads[trace][0]
-            found = [
-                (
-                    sustained_rps(
-                        design, load, simulator, duration_s=question.duration_s, peers_tbt=peers_tbt
-                    ),
-                    design.name.removeprefix(family).strip(),
+class _Program:
+    """The program's designs beside the whole grid, for one trace; all rates are medians of the same loads."""
+
+    def __init__(self, question: Question, trace: str) -> None:
+        self.question, self.trace = question, trace
+        self.report = {
+            reading.name: Laboratory(
+                reading=reading, loads=question.loads[trace], duration_s=question.duration_s
+            )
+            for reading in READINGS
+        }
+
+    def rate_rps(self, reading: Reading, design: Design) -> float:
+        """Simulate one design on the loads of the report."""
+
+        def find() -> dict[str, Any]:
+            return {"rate_rps": self.report[reading.name].rate_rps(design)}
+
+        key = f"rate/{self.trace}/{reading.name}/{design.name}"
+        return float(self.question.notebook.ask(key, find)["rate_rps"])
+
+    def grid_best(self, reading: Reading, budget: str, family: str) -> tuple[Design, float, int, int]:
+        """Find the best point of a family; returns its rate, the points and the runs."""
+        points = grid(budget)[family]
+
+        def find() -> dict[str, Any]:
+            laboratory = self.report[reading.name]
+            before = laboratory.runs
+            design, rate = best_of(laboratory, points)
+            return {**written(design), "rate_rps": rate, "runs": laboratory.runs - before}
+
+        found = self.question.notebook.ask(f"grid/{self.trace}/{budget}/{reading.name}/{family}", find)
+        self.question.say(f"{self.trace}, {budget}, {reading.name}, {family}: {found}")
+        return read_back(found), float(found["rate_rps"]), len(points), int(found["runs"])
+
+    def designed(self, reading: Reading, budget: str) -> tuple[Design, int]:
+        """Ask the program, on the loads of the design; returns the runs too."""
+
+        def find() -> dict[str, Any]:
+            loads = self.question.design_loads[self.trace]
+            found = program_design(
+                Laboratory(reading=reading, loads=loads, duration_s=self.question.duration_s),
+                buckets_of(loads[0]),
+                {**BUDGETS, **CLAIMS}[budget],
+                say=self.question.say,
+            )
+            return {**written(found.design), "rate_rps": found.rate_rps, "runs": found.runs}
+
+        found = self.question.notebook.ask(f"program/{self.trace}/{budget}/{reading.name}", find)
+        self.question.say(f"{self.trace}, {budget}, {reading.name}, program: {found}")
+        return read_back(found), int(found["runs"])
+
+    def table(self) -> list[str]:
+        """Set the program's design beside the grid's best and the paper's best within the same budget."""
+        lines = [
+            "| budget of 40 H100 | reading | program | req/s | grid | req/s | program / grid | paper | req/s | runs |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for budget, limits in BUDGETS.items():
+            named = {**_by_name(ISO_POWER[self.trace]), **_by_name(ISO_COST[self.trace])}
+            for reading in READINGS:
+                design, runs = self.designed(reading, budget)
+                own = self.rate_rps(reading, design)
+                bests = [self.grid_best(reading, budget, family) for family in grid(budget)]
+                best, best_rate, _, _ = max(bests, key=lambda found: found[1])
+                papers = max(
+                    (self.rate_rps(reading, other), other.name)
+                    for other in named.values()
+                    if within(other, limits)
                 )
-                for design in designs
-            ]
-            rate, name = max(found, key=lambda pair: pair[0])
-            cells += [name, f"{rate:.0f}"]
-            best[family] = (name, rate)
-        question.say(f"{trace}, {family}: {cells}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines, best
+                lines.append(
+                    f"| {budget} | {reading.name} | {design.name} | {own:.0f} | {best.name} | {best_rate:.0f} |"
+                    f" {own / best_rate:.3f} | {papers[1]} | {papers[0]:.0f} |"
+                    f" {runs} / {sum(found[3] for found in bests)} |"
+                )
+        return lines
+
+    def claimed(self) -> list[str]:
+        """Ask the program the questions of the paper's abstract."""
+        lines = []
+        for (words, base), paper in zip(
+            zip(CLAIMS, (ISO_POWER[self.trace][1], ISO_POWER[self.trace][0]), strict=True),
+            ("1.4", "2.35"),
+            strict=True,
+        ):
+            cells = [f"{self.trace}, {words}", paper]
+            for reading in READINGS:
+                design, _ = self.designed(reading, words)
+                rate, against = self.rate_rps(reading, design), self.rate_rps(reading, base)
+                cells += [f"{design.name}, {rate:.0f}", f"{rate / against:.2f}" if against else "-"]
+            lines.append("| " + " | ".join(cells) + " |")
+        return lines
+
+    def best_splits(self) -> tuple[list[str], dict[str, tuple[str, float]]]:
+        """Show the best split of each family at equal power; returns those by `table-kv`."""
+        lines = [
+            "| family | best split, splitwise-compat | req/s | best split, table-kv | req/s |",
+            "|---|---|---|---|---|",
+        ]
+        best = {}
+        for family in grid("power"):
+            cells = [family]
+            for reading in READINGS:
+                design, rate, _, _ = self.grid_best(reading, "power", family)
+                name = design.name.removeprefix(family).strip()
+                cells += [name, f"{rate:.0f}"]
+                best[family] = (name, rate)
+            lines.append("| " + " | ".join(cells) + " |")
+        return lines, best
 
 
-def _claims(rates: Rates, best: Mapping[str, Mapping[str, tuple[str, float]]]) -> list[str]:
+def _by_name(designs: Sequence[Design]) -> dict[str, Design]:
+    return {design.name: design for design in designs}
+
+
+def _claims(
+    rates: Rates, best: Mapping[str, Mapping[str, tuple[str, float]]], programs: Mapping[str, _Program]
+) -> list[str]:
     """Set the paper's claims beside both readings."""
     a, h = "Baseline-A100 70", "Baseline-H100 40"
     asked = (
@@ -371,7 +286,7 @@ def _claims(rates: Rates, best: Mapping[str, Mapping[str, tuple[str, float]]]) -
         ("HH against Baseline-H100, code, same machines", "-", "code", "HH", "HH 35/5", h),
     )
     lines = [
-        "| claim | paper | splitwise-compat | table-kv, the paper's split | table-kv, best split tried |",
+        "| claim | paper | splitwise-compat | table-kv, the paper's split | table-kv, best split |",
         "|---|---|---|---|---|",
     ]
     for words, paper, trace, family, design, base in asked:
@@ -380,7 +295,8 @@ def _claims(rates: Rates, best: Mapping[str, Mapping[str, tuple[str, float]]]) -
             for reading in (0, 1)
         ]
         name, rate = best[trace][family]
-        own = rate / rates[trace, base][1][0]
+        against = ISO_POWER[trace][0 if base == a else 1]
+        own = rate / programs[trace].rate_rps(READINGS[1], against)
         lines.append(f"| {words} | {paper} | {ratios[0]:.2f} | {ratios[1]:.2f} | {own:.2f} ({name}) |")
     return lines
 
@@ -389,19 +305,30 @@ def report(question: Question) -> str:
     """Run everything and return the document."""
     rates: Rates = {}
     best: dict[str, Mapping[str, tuple[str, float]]] = {}
+    programs = {trace: _Program(question, trace) for trace in question.loads}
     sections: list[str] = []
-    for trace in question.loads:
+    designed: list[str] = []
+    claimed = [
+        "| claim | paper | splitwise-compat | × | table-kv | × |",
+        "|---|---|---|---|---|---|",
+    ]
+    for trace, program in programs.items():
         for title, table in (("equal power", ISO_POWER), ("equal cost", ISO_COST)):
             _rates(question, trace, table[trace], rates)
             sections += [f"### {trace.capitalize()}, {title}", "", *_table(trace, table[trace], rates), ""]
-        lines, best[trace] = _best_splits(question, trace)
-        sections += [f"### {trace.capitalize()}, splits tried at equal power (first seed)", "", *lines, ""]
+        designed += [f"### {trace.capitalize()}, the program's designs", "", *program.table(), ""]
+        lines, best[trace] = program.best_splits()
+        sections += [f"### {trace.capitalize()}, best splits at equal power", "", *lines, ""]
+        claimed += program.claimed()
     template = (Path(__file__).parent / "papers.md.in").read_text(encoding="utf-8")
     return template.format(
-        claims="\n".join(_claims(rates, best)),
+        claims="\n".join(_claims(rates, best, programs)),
+        claimed="\n".join(claimed),
+        designed="\n".join(designed).rstrip(),
         tables="\n".join(sections).rstrip(),
         duration_s=f"{question.duration_s:g}",
         seeds=max(len(loads) for loads in question.loads.values()),
+        design_seeds=max(len(loads) for loads in question.design_loads.values()),
         step=f"{STEP_RPS:g}",
     )
 
@@ -413,16 +340,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--duration-s", type=float, default=300.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--notebook", type=Path, help="Keep what is found here, and go on from it.")
     given = parser.parse_args()
     began_s = time.monotonic()
-    loads = {
-        name: [
-            load_of(given.data / "sim" / "azure" / file, seed=seed, duration_s=given.duration_s)
-            for seed in range(1, given.seeds + 1)
-        ]
-        for name, file in TRACES.items()
-    }
-    text = report(Question(loads=loads, duration_s=given.duration_s, say=print))
+
+    def loads(seeds: Sequence[int]) -> dict[str, list[Load]]:
+        return {
+            name: [
+                load_of(given.data / "sim" / "azure" / file, seed=seed, duration_s=given.duration_s)
+                for seed in seeds
+            ]
+            for name, file in TRACES.items()
+        }
+
+    text = report(
+        Question(
+            loads=loads(range(1, given.seeds + 1)),
+            duration_s=given.duration_s,
+            say=lambda words: print(words, flush=True),
+            design_loads=loads(DESIGN_SEEDS),
+            notebook=Notebook(given.notebook),
+        )
+    )
     print(f"took {time.monotonic() - began_s:.0f} s")
     with whole_file(given.out) as write:
         write(text)

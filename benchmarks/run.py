@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +22,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.closed_loop import bench_closed_loop
 from benchmarks.experts import bench_experts
+from benchmarks.fleet import bench_fleet
+from benchmarks.fleet_simulated import bench_fleet_simulated, bench_phase_formulas
+from benchmarks.forecast import bench_forecast
+from benchmarks.forecast_sizes import bench_forecast_sizes
 from benchmarks.hundredths import solve_hundredths
 from benchmarks.instances import random_instance
+from benchmarks.power import bench_power
 from benchmarks.results import Result, Setting, at_most, say
 from benchmarks.simulation import bench_simulation
 from benchmarks.slice_model import solve_slice_model
-from controller.cli.output import print_table
+from controller.cli.output import foreign_lines_on_stderr, print_table
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
 from solver.gpu_mix.solve import SolveOptions, solve_gpu_mix
 from telemetry.sources.gpu_mix_file import gpu_mix_instance_to_json, read_gpu_mix_instance
@@ -326,21 +331,15 @@ BENCHES: dict[str, Callable[[Setting], Iterator[Result]]] = {
     "slices": bench_slices,
     "simulation": bench_simulation,
     "experts": bench_experts,
+    "fleet": bench_fleet,
+    "power": bench_power,
+    "forecast": bench_forecast,
+    "forecast-sizes": bench_forecast_sizes,
+    "fleet-simulated": bench_fleet_simulated,
+    "fleet-formulas": bench_phase_formulas,
+    "closed-loop": bench_closed_loop,
     "operator-scale": bench_operator_scale,
 }
-
-
-@contextmanager
-def foreign_lines_on_stderr() -> Iterator[None]:
-    """Keep the table alone on stdout: HiGHS writes a debugging line there now and then."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def number(value: float | None) -> str | None:
