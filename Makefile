@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= auto
+# By file, the longest (tests/cluster) first: what a module sets up is set up once.
+TEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder -q --durations=15
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 DATA ?= ../shared/data
+FUZZ_SEED ?= random
 
-.PHONY: help setup demo test chaos cluster check bench docs generate lock clean
+.PHONY: help setup demo test retest coverage fuzz chaos cluster check bench docs generate lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,7 +29,18 @@ demo: setup  ## plan a real hour of LLM traffic and write out/demo.html
 	@$(BIN)/ballast demo
 
 test: setup  ## run all tests
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered -q
+	@$(TEST)
+
+retest: setup  ## run once more, alone, the files in which tests of clusters or processes failed last; others stay failed
+	@files=$$($(BIN)/python -m pytest --last-failed --last-failed-no-failures none --collect-only -q tests \
+		| sed -n 's/::.*//p' | sort -u); echo "Once more, alone:" $${files:-nothing}; test -n "$$files" \
+		&& ! echo "$$files" | grep -vE '^tests/(cluster|controller/agent)/' && $(BIN)/python -m pytest -q $$files
+
+coverage: setup  ## run all tests and say which lines none of them runs (half as long again)
+	@$(TEST) --cov --cov-report=term:skip-covered
+
+fuzz: setup  ## run the property tests with draws that nobody has seen yet (FUZZ_SEED repeats them)
+	@$(BIN)/python -m pytest -m hypothesis -n $(PYTEST_WORKERS) --hypothesis-seed=$(FUZZ_SEED) -q tests
 
 chaos: setup  ## run the long fault tests (hours) and put their figures into docs/reliability.md
 	@mkdir -p out && rm -f out/chaos.jsonl
