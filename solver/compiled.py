@@ -10,21 +10,42 @@ call and a minute of compilation, a reference 6 ns. `StateType` and `StateProxy`
 the compiler and for Python; `define_state` joins the two.
 """
 
+import fcntl
 import hashlib
+import itertools
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import config, types
+from numba.core.bytecode import FunctionIdentity
+from numba.core.caching import FunctionCache
 from numba.experimental import structref
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 COMPILING = not config.DISABLE_JIT  # type: ignore[attr-defined]
+
+
+def _count_apart() -> None:
+    """Give compiled functions numbers that no other process gives.
+
+    Numba counts from 1 in every process and puts the number into the names of functions. Two that differ only in what
+    they enclose (those of np.sort and of np.argsort) then get one name in two processes, and a third that loads the
+    kernels of both calls one for the other: a wrong answer or a crash. Numba#10128 is of the kind.
+    """
+    FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))  # noqa: SLF001
+
+
+if COMPILING:
+    _count_apart()
+    os.register_at_fork(after_in_child=_count_apart)
 
 
 @cache
@@ -56,12 +77,25 @@ def kernels_are_kept(package: str) -> bool:
     return not COMPILING or Path(_folder_of_kernels(folder)).is_dir()
 
 
+class _SharedCache(FunctionCache):
+    """A kernel's files, of which one process at a time adds one: numba numbers them by what it last read."""
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        Path(self.cache_path).mkdir(parents=True, exist_ok=True)
+        with Path(self.cache_path, "lock").open("w") as lock:
+            with suppress(OSError):  # some network disks know no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save_overload(sig, data)
+
+
 def compiled(kernel: Kernel) -> Kernel:
     """Compile a function when it is first called, and keep the result in a cache on disk."""
+    made: Any = numba.njit(fastmath=False, nogil=True)(kernel)
     if COMPILING:
         folder = _folder_of_kernels(Path(kernel.__code__.co_filename).parent)
         config.CACHE_DIR = folder  # type: ignore[attr-defined]
-    return cast("Kernel", numba.njit(cache=True, fastmath=False, nogil=True)(kernel))
+        made._cache = _SharedCache(kernel)  # noqa: SLF001  as cache=True does
+    return cast("Kernel", made)
 
 
 class StateType(types.StructRef):
