@@ -172,7 +172,7 @@ def run_sweep(
     shard
         (k, n): only every n-th point, from the k-th on, into a file of its own.
     on_row
-        Told how many rows are there and how many there will be.
+        Told how many rows are there and how many there will be, before the first is made and after each.
 
     Raises
     ------
@@ -197,6 +197,8 @@ def run_sweep(
     with log.open("a", encoding="utf-8") as file:
         if file.tell() == 0:
             _append(file, {"schema": HEADER, "base": digest})
+        if on_row is not None:
+            on_row(len(points) - len(todo), len(points))
         for row in _results(str(spec.base), todo, workers):
             rows[row["key"]] = row
             _append(file, row)

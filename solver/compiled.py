@@ -72,13 +72,28 @@ def _folder_of_kernels(package: Path) -> str:
 
 
 def kernels_are_kept(package: str) -> bool:
-    """Whether the kernels of a package (``simulator.engine``) were compiled before."""
+    """Whether kernels of a package (``simulator.engine``) were compiled before."""
     folder = Path(__file__).parent.parent.joinpath(*package.split("."))
-    return not COMPILING or Path(_folder_of_kernels(folder)).is_dir()
+    return not COMPILING or any(Path(_folder_of_kernels(folder)).glob("*/*.nbc"))
+
+
+def before_compiling(tell: Callable[[], None]) -> None:
+    """Have ``tell`` called once, before this process compiles the first kernel of a package."""
+    _told.clear()
+    _told.append(tell)
+
+
+_told: list[Callable[[], None]] = []
 
 
 class _SharedCache(FunctionCache):
     """A kernel's files, of which one process at a time adds one: numba numbers them by what it last read."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None and _told and not any(Path(self.cache_path).glob("*.nbc")):
+            _told.pop()()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         Path(self.cache_path).mkdir(parents=True, exist_ok=True)

@@ -96,9 +96,8 @@ def run(**options: Any) -> int:
         if options["kubeconfig"] is not None:
             from controller.operator.api import connect
 
-            connect(
-                options["kubeconfig"]
-            )  # a slip is told at once; inside a cluster no round waits for loading
+            # A slip is told at once; inside a cluster no round waits for loading.
+            connect(options["kubeconfig"])
         source = ClusterOrders(node, options["kubeconfig"])
     return run_agent(
         AgentSettings(

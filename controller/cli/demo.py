@@ -119,7 +119,7 @@ def demo(ctx: click.Context, /, **given: Any) -> None:
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
     )
     options = SolveOptions(time_limit_s=given["time_limit_s"], seed=given["seed"])
-    announce_compilation("simulator.engine", "simulator.splitwise")
+    announce_compilation()
     with progress("ballast demo", STEPS + (len(POLICIES) if given["hours"] else 0)) as advance:
         first = True
 

@@ -32,7 +32,7 @@ def golden(ctx: click.Context, /, folder: str, output: str, no_timings: bool, **
     from controller.golden import check_golden
     from controller.time_limit import within
 
-    announce_compilation("simulator.engine", "simulator.splitwise")
+    announce_compilation()
     with (
         within(given["run_limit_s"], began_s=ctx.find_root().obj),
         progress("simulating", None) as advance,

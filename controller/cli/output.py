@@ -47,12 +47,23 @@ def print_table(
     console.print()
 
 
-def announce_compilation(*packages: str) -> None:
-    """Say on stderr that kernels (``simulator.engine``) are about to be compiled, if they were not before."""
+def announce_compilation() -> None:
+    """Say on stderr when this process begins to compile kernels, if it does."""
+    from solver.compiled import before_compiling
+
+    before_compiling(_say_compiling)
+
+
+def announce_compilation_of_workers(*packages: str) -> None:
+    """Say on stderr that worker processes are about to compile kernels, if none of these packages has any yet."""
     from solver.compiled import kernels_are_kept
 
-    if not all(map(kernels_are_kept, packages)):
-        click.echo("compiling for this machine (once, about half a minute)", err=True)
+    if not any(map(kernels_are_kept, packages)):
+        _say_compiling()
+
+
+def _say_compiling() -> None:
+    click.echo("compiling for this machine (once, about half a minute)", err=True)
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def experts(ctx: click.Context, /, **given: Any) -> None:
     from controller.expert_planning import plan_experts
     from solver.experts.place import PlaceOptions
 
-    announce_compilation("solver.experts.kernels")
+    announce_compilation()
     options = PlaceOptions(
         method=given["method"],
         mode=given["mode"],
@@ -212,7 +212,7 @@ def _score(instance: "ExpertInstance", p2l: "Slots", previous: "Slots | None", g
     from controller.cli.output import announce_compilation, print_structured
     from solver.experts.score import move_between, score_map
 
-    announce_compilation("solver.experts.kernels")
+    announce_compilation()
     score = score_map(instance, p2l)
     move = None
     if previous is not None:

@@ -259,7 +259,7 @@ def _plan_from_trace(ctx: click.Context, given: dict[str, Any]) -> int:
         reference=given["reference"],
         router=RouterKind(given["router"]),
     )
-    announce_compilation("simulator.engine")
+    announce_compilation()
     with progress(f"planning and simulating for {Path(given['trace']).name}", None) as advance:
         traced = plan_fleet_trace(
             given["trace"],
@@ -296,9 +296,8 @@ def exit_code_of(traced: "FleetTracePlan") -> int:
         return MISSED
     if traced.cut_short:
         return TIMED_OUT
-    return (
-        0 if traced.settled.holds else MISSED
-    )  # the bound is one of what was learnt, so its gap is no failure
+    # The bound is one of what was learnt, so its gap is no failure.
+    return 0 if traced.settled.holds else MISSED
 
 
 def _asked(instance: "FleetInstance", given: dict[str, Any]) -> "FleetInstance":

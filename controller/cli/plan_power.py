@@ -124,7 +124,7 @@ def power(ctx: click.Context, /, **given: Any) -> None:
     if given["slo"] is not None and given["requests_file"] is None:
         raise click.UsageError("--slo is judged by simulation: give --requests", ctx)
     if given["requests_file"] is not None:
-        announce_compilation("simulator.row.kernel")
+        announce_compilation()
     question = PowerQuestion(
         trace_file=given["file"],
         slo=given["slo"] or POLCA_SLO,

@@ -79,7 +79,7 @@ def cluster(ctx: click.Context, /, **given: Any) -> None:
     from simulator.scenario_file import read_scenario
 
     scenario = read_scenario(given["scenario"])
-    announce_compilation("simulator.engine", "simulator.splitwise")
+    announce_compilation()
     with (
         within(given["run_limit_s"], began_s=ctx.find_root().obj),
         progress(f"simulating {scenario.name}", None) as advance,

@@ -57,7 +57,7 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
     from pathlib import Path
 
     from controller.capacity import ask, capacity_of
-    from controller.cli.output import announce_compilation, print_structured, progress
+    from controller.cli.output import announce_compilation_of_workers, print_structured, progress
     from simulator.scenario_file import read_scenario
     from solver.domain.slo import parse_slo
 
@@ -70,7 +70,7 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
         catalogue_files=tuple(Path(name) for name in given["catalogue_files"]),
         seed=given["seed"],
     )
-    announce_compilation("simulator.engine", "simulator.splitwise")
+    announce_compilation_of_workers("simulator.engine", "simulator.splitwise")
     with progress(f"searching {question.scenario.name}", None) as advance:
         found = capacity_of(
             question,

@@ -72,7 +72,7 @@ def provision(ctx: click.Context, /, **given: Any) -> None:
 
     from controller.capacity import ask, families_of
     from controller.capacity import provision as search
-    from controller.cli.output import announce_compilation, print_structured, progress
+    from controller.cli.output import announce_compilation_of_workers, print_structured, progress
     from simulator.scenario_file import read_scenario
     from solver.domain.slo import parse_slo
 
@@ -87,7 +87,7 @@ def provision(ctx: click.Context, /, **given: Any) -> None:
     )
     names = tuple(name.strip() for name in (given["gpu_types"] or "").split(",") if name.strip())
     families = families_of(question.scenario, question.catalogues, gpu_types=names, caps=_caps(given["caps"]))
-    announce_compilation("simulator.engine", "simulator.splitwise")
+    announce_compilation_of_workers("simulator.engine", "simulator.splitwise")
     with progress(f"provisioning {question.scenario.name}", len(families)) as advance:
         found = search(
             question,

@@ -114,7 +114,7 @@ def row(ctx: click.Context, /, **given: Any) -> None:
     from controller.row_simulation import RowQuestion, other_sizes, simulate_row, write_row_trace
     from controller.time_limit import within
 
-    announce_compilation("simulator.row.kernel")
+    announce_compilation()
     names = ("requests_file", "servers", "policy", "plant_file", "breaker", "budget_w", "actuator_latency_s")
     question = RowQuestion(
         **{name: given[name] for name in names},

@@ -46,7 +46,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     """
     from pathlib import Path
 
-    from controller.cli.output import announce_compilation, print_structured, progress
+    from controller.cli.output import announce_compilation_of_workers, print_structured, progress
     from controller.sweeps import merge, run_sweep
     from controller.time_limit import TimeLimitError, within
     from simulator.sweep_file import read_sweep
@@ -62,12 +62,13 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     if given["merge"]:
         result = merge(spec)
     else:
-        announce_compilation("simulator.engine", "simulator.splitwise")
         with progress(f"sweep {Path(given['sweep_file']).stem}", len(spec.sweep)) as advance:
             shown = 0
 
-            def on_row(done: int, _total: int) -> None:
+            def on_row(done: int, total: int) -> None:
                 nonlocal shown
+                if not shown and done < total:
+                    announce_compilation_of_workers("simulator.engine", "simulator.splitwise")
                 advance(done - shown)
                 shown = done
 

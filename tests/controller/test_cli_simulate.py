@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.commands import BALLAST, ballast
+from tests.commands import BALLAST, COMPILING, ballast
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("chat-split", "one-pool", "prefix-cache", "two-models")
@@ -49,6 +50,19 @@ def test_the_examples_run_and_hold_their_slo(name: str) -> None:
     assert answer["slo"]["met"] is True
     assert answer["requests"]["incomplete"] == answer["requests"]["rejected"] == 0
     assert answer["saturation"] == "stable"
+
+
+def test_where_kernels_must_be_compiled_first_it_is_said_before(tmp_path: Path) -> None:
+    command = [*BALLAST, "simulate", "cluster", str(written(tmp_path))]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == COMPILING
+        assert process.poll() is None
+        process.kill()
+    (tmp_path / "t.csv").write_text("nothing\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
 
 
 def test_the_answer_has_every_field_of_the_contract(tmp_path: Path) -> None:
