@@ -4,6 +4,8 @@ It exists apart from the store because each database needs its own care here and
 writer may read a row, change it and write it back.
 """
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +31,8 @@ MOST_MIB = 768
 """Size of an SQLite file unless its URL says ``?most_mib=``; a pod is evicted above the chart's limit, 1 GiB."""
 BUSY_S = 10.0
 """How long SQLite waits for another process."""
+AGAIN_S = 0.01
+"""Where it does not wait by itself, how long until it is asked again."""
 POSTGRESQL = {
     "application_name": "ballast",
     "connect_timeout": 5,
@@ -130,12 +134,27 @@ def _prepare_sqlite(connection: Any, most: int | None) -> None:
     """Let readers and the writer not block each other; leave transactions to `_begin_sqlite`."""
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _share_sqlite(cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
     if most is not None:
         (page_bytes,) = cursor.execute("PRAGMA page_size").fetchone()
         cursor.execute(f"PRAGMA max_page_count={most // page_bytes}")
     cursor.close()
+
+
+def _share_sqlite(cursor: sqlite3.Cursor) -> None:
+    """Turn a new file's journal to WAL: where others are about to, SQLite refuses at once instead of waiting."""
+    end_s = time.monotonic() + BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # of all its kinds
+            if not busy or time.monotonic() >= end_s:
+                raise
+            time.sleep(AGAIN_S)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

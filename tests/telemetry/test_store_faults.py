@@ -380,6 +380,19 @@ POISON: dict[str, Entry] = {
 }
 
 
+def test_another_process_that_begins_a_new_file_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "history.db"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # where this is held, SQLite refuses another journal without waiting
+    free = threading.Timer(0.3, other.close)
+    free.start()
+    began_s = time.monotonic()
+    with open_store(f"sqlite:///{file}").engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    assert time.monotonic() - began_s > 0.2
+    free.join()
+
+
 @pytest.mark.parametrize("what", POISON)
 def test_an_entry_that_can_never_be_written_holds_up_no_other(store: Store, what: str) -> None:
     with writer(store) as buffered:
