@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.lazy import LazyGroup
 from controller.cli.options import FiniteRange, common_options, output_option
 
@@ -166,4 +167,4 @@ def restore(journal: str, everything: bool, dry_run: bool, boot_id_file: str, ou
         }
         print_structured(answer, output)
     known = [gpu for gpu in gpus if gpu.outcome != "NotInJournal"]
-    return 0 if all(gpu.good for gpu in known) else 3
+    return ExitCode.DONE if all(gpu.good for gpu in known) else ExitCode.MISSED

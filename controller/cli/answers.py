@@ -7,6 +7,7 @@ twelve digits, far more than any tolerance needs, so that sums of prices read as
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from controller.cli.exit_codes import ExitCode
 from solver.domain.gpu_mix import GpuMixInstance, GpuMixPlan, PlanStatus
 
 DIGITS = 12
@@ -102,9 +103,9 @@ def plan_exit_code(plan: GpuMixPlan, *, gap_ratio: float) -> int:
 def solved_exit_code(status: PlanStatus, reached: float | None, *, gap_ratio: float) -> int:
     """0 solved to the requested gap, 3 infeasible, 4 stopped at the time limit; ``reached`` is the gap proved."""
     if status == PlanStatus.INFEASIBLE:
-        return 3
+        return ExitCode.MISSED
     if status == PlanStatus.OPTIMAL:
-        return 0
+        return ExitCode.DONE
     if status == PlanStatus.FEASIBLE and reached is not None and reached <= gap_ratio:
-        return 0
-    return 4
+        return ExitCode.DONE
+    return ExitCode.TIMED_OUT

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controller.cli.cluster import context_option, kubeconfig_option, namespace_option, talking_to
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import common_options, output_option
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def doctor(
         print_report(cluster.server, report)
     else:
         print_structured(doctor_answer(cluster.server, report), output)
-    return 0 if report.complete else 3
+    return ExitCode.DONE if report.complete else ExitCode.MISSED
 
 
 def doctor_answer(server: str, report: "Report") -> dict[str, Any]:

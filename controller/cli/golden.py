@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import (
     common_options,
     no_timings_option,
@@ -11,8 +12,6 @@ from controller.cli.options import (
     run_limit_option,
     workers_option,
 )
-
-MISMATCH = 3
 
 
 @click.command("golden")
@@ -62,7 +61,7 @@ def golden(ctx: click.Context, /, folder: str, output: str, no_timings: bool, **
         print_structured(
             {"schema": "golden-check/1", "version": ballast_version(), "met": met, "runs": runs}, output
         )
-    ctx.exit(0 if met else MISMATCH)
+    ctx.exit(ExitCode.DONE if met else ExitCode.MISSED)
 
 
 def _print_table(results: "tuple[Any, ...]", *, timings: bool) -> None:

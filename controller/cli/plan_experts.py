@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import (
     FiniteRange,
     common_options,
@@ -154,7 +155,7 @@ def experts(ctx: click.Context, /, **given: Any) -> None:
 
         print_structured(expert_answer(instance, plan, solve_s=solve_s), given["output"])
     sys.stdout.flush()
-    ctx.exit(4 if plan.cut_short else 0)
+    ctx.exit(ExitCode.TIMED_OUT if plan.cut_short else ExitCode.DONE)
 
 
 def _refuse_what_does_not_go_together(ctx: click.Context, given: dict[str, Any]) -> None:

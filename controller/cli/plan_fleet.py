@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import (
     FiniteRange,
     common_options,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from solver.domain.fleet import FleetInstance
     from solver.phases.solve import FleetOptions
 
-MISSED, TIMED_OUT = 3, 4
 FLEET_TRACE_OPTIONS = (
     *TRACE_OPTIONS,
     "precision",
@@ -214,7 +214,7 @@ def _exit_code(timed: "TimedFleet", *, gap_ratio: float) -> int:
 
     plans = (timed.plan, *timed.front.points)
     codes = [solved_exit_code(plan.status, plan.gap_ratio, gap_ratio=gap_ratio) for plan in plans]
-    codes.append(TIMED_OUT if timed.front.cut_short else 0)
+    codes.append(ExitCode.TIMED_OUT if timed.front.cut_short else ExitCode.DONE)
     return next((code for code in codes if code), 0)
 
 
@@ -293,11 +293,11 @@ def exit_code_of(traced: "FleetTracePlan") -> int:
     from solver.domain.gpu_mix import PlanStatus
 
     if traced.plan.status is PlanStatus.INFEASIBLE:
-        return MISSED
+        return ExitCode.MISSED
     if traced.cut_short:
-        return TIMED_OUT
+        return ExitCode.TIMED_OUT
     # The bound is one of what was learnt, so its gap is no failure.
-    return 0 if traced.settled.holds else MISSED
+    return ExitCode.DONE if traced.settled.holds else ExitCode.MISSED
 
 
 def _asked(instance: "FleetInstance", given: dict[str, Any]) -> "FleetInstance":

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from controller.cli.answers import ballast_version, rounded
+from controller.cli.exit_codes import ExitCode
 from controller.cli.output import TABLE_WIDTH, print_table
 from controller.power_planning import Judged, PlannedPower
 from solver.power.admission import Admitted
@@ -59,7 +60,8 @@ def power_exit_code(planned: PlannedPower) -> int:
     most = planned.servers_without_capping
     if planned.servers_with_capping is not None:
         most = max(most, planned.servers_with_capping)
-    return 3 if most == 0 or any(judged.missed for judged in planned.simulated[:1]) else 0
+    missed = most == 0 or any(judged.missed for judged in planned.simulated[:1])
+    return ExitCode.MISSED if missed else ExitCode.DONE
 
 
 def print_power(planned: PlannedPower, *, timings: bool) -> None:

@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 import click
 
 from controller.cli.answers import ballast_version
+from controller.cli.exit_codes import ExitCode
 from controller.cli.lazy import LazyGroup
 from controller.time_limit import TimeLimitError
 from solver.domain.errors import InputError
@@ -93,31 +94,31 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.exceptions.NoArgsIsHelpError as error:
         ctx = error.ctx
         names = ", ".join(ctx.command.list_commands(ctx)) if isinstance(ctx.command, click.Group) else ""
-        _fail(f"a command is missing; one of {names} (see '{ctx.command_path} --help')", 2)
+        _fail(f"a command is missing; one of {names} (see '{ctx.command_path} --help')", ExitCode.USAGE)
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
-        _fail(f"{error.format_message()}{hint}".replace("\n", " "), 2)
+        _fail(f"{error.format_message()}{hint}".replace("\n", " "), ExitCode.USAGE)
     except click.ClickException as error:
-        _fail(error.format_message().replace("\n", " "), 1)
+        _fail(error.format_message().replace("\n", " "), ExitCode.ERROR)
     except InputError as error:
-        _fail(str(error), 1)
+        _fail(str(error), ExitCode.ERROR)
     except TimeLimitError as error:
-        _fail(str(error), 4)
+        _fail(str(error), ExitCode.TIMED_OUT)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away: not our failure
         _drop_pending_output()
-        raise SystemExit(0) from None
+        raise SystemExit(ExitCode.DONE) from None
     except SystemExit as stop:
         # The same, as Rich (an exit while it handles the error) and Click (another standard output) hand it on.
         if not isinstance(stop.__context__, BrokenPipeError) and sys.stdout is ours:
             raise
         _drop_pending_output()
-        raise SystemExit(0) from None
+        raise SystemExit(ExitCode.DONE) from None
     except OSError as error:
         _drop_pending_output()
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}", 1)
+        _fail(f"{place}{error.strerror or error}", ExitCode.ERROR)
     except Exception as error:  # the last line of defence: a bug still answers in one line
         if os.environ.get("BALLAST_DEBUG"):
             raise
@@ -125,6 +126,6 @@ def main(args: list[str] | None = None) -> NoReturn:
             f"internal error: {type(error).__name__}: {error}; BALLAST_DEBUG=1 shows where".replace(
                 "\n", " "
             ),
-            1,
+            ExitCode.ERROR,
         )
-    raise SystemExit(result if isinstance(result, int) else 0)
+    raise SystemExit(result if isinstance(result, int) else ExitCode.DONE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.lazy import LazyGroup
 from controller.cli.options import (
     catalogue_option,
@@ -25,7 +26,6 @@ from controller.cli.trace import FORMATS
 if TYPE_CHECKING:
     from controller.simulation import SimulatedCluster
 
-MISSED = 3
 COMMANDS = {
     "capacity": "controller.cli.simulate_capacity:capacity",
     "cluster": "controller.cli.simulate:cluster",
@@ -107,7 +107,7 @@ def cluster(ctx: click.Context, /, **given: Any) -> None:
 
         print_structured(cluster_answer(run, timings=not given["no_timings"]), given["output"])
     sys.stdout.flush()
-    ctx.exit(MISSED if run.figures.slo.met is False else 0)
+    ctx.exit(ExitCode.MISSED if run.figures.slo.met is False else ExitCode.DONE)
 
 
 def _command_line(given: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import (
     FiniteRange,
     catalogue_option,
@@ -19,9 +20,6 @@ from controller.cli.options import (
 
 if TYPE_CHECKING:
     from controller.capacity import Capacity, Question
-
-MISSED = 3
-TIMED_OUT = 4
 
 
 @click.command("capacity")
@@ -87,7 +85,9 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
     else:
         print_structured(capacity_answer(question, found, wall_s=wall_s), given["output"])
     sys.stdout.flush()
-    ctx.exit(TIMED_OUT if not found.complete else 0 if found.rate_rps > 0.0 else MISSED)
+    if not found.complete:
+        ctx.exit(ExitCode.TIMED_OUT)
+    ctx.exit(ExitCode.DONE if found.rate_rps > 0.0 else ExitCode.MISSED)
 
 
 def capacity_answer(question: "Question", found: "Capacity", *, wall_s: float | None) -> dict[str, Any]:

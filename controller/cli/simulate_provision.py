@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import (
     FiniteRange,
     catalogue_option,
@@ -19,9 +20,6 @@ from controller.cli.options import (
 
 if TYPE_CHECKING:
     from controller.capacity import Design, Provision, Question
-
-MISSED = 3
-TIMED_OUT = 4
 
 
 @click.command("provision")
@@ -106,7 +104,9 @@ def provision(ctx: click.Context, /, **given: Any) -> None:
     else:
         print_structured(provision_answer(question, found, given, wall_s=wall_s), given["output"])
     sys.stdout.flush()
-    ctx.exit(TIMED_OUT if not found.complete else 0 if found.best is not None else MISSED)
+    if not found.complete:
+        ctx.exit(ExitCode.TIMED_OUT)
+    ctx.exit(ExitCode.DONE if found.best is not None else ExitCode.MISSED)
 
 
 def _caps(text: str) -> list[float]:

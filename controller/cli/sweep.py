@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controller.cli.exit_codes import ExitCode
 from controller.cli.options import (
     common_options,
     no_timings_option,
@@ -97,7 +98,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
         click.echo(
             f"ballast: {result.failed} of {len(result.rows)} runs are wrong; the first: {first}", err=True
         )
-    ctx.exit(1 if result.failed else 0)
+    ctx.exit(ExitCode.ERROR if result.failed else ExitCode.DONE)
 
 
 def _shard(ctx: click.Context, text: str) -> tuple[int, int]:
@@ -139,7 +140,7 @@ def _as_job(ctx: click.Context, path: Any, spec: "SweepSpec", given: dict[str, A
         if complete
         else f"the Job failed: kubectl -n {given['namespace']} describe job {manifest['metadata']['name']}"
     )
-    ctx.exit(0 if complete else 1)
+    ctx.exit(ExitCode.DONE if complete else ExitCode.ERROR)
 
 
 def sweep_answer(spec: "SweepSpec", result: "SweepResult", *, wall_s: float | None) -> dict[str, Any]:
