@@ -63,7 +63,9 @@ def announce_compilation_of_workers(*packages: str) -> None:
 
 
 def _say_compiling() -> None:
-    click.echo("compiling for this machine (once, about half a minute)", err=True)
+    if sys.stderr is not None:  # None: closed before we began
+        # Not by click, which would write into a progress bar.
+        sys.stderr.write("compiling for this machine (once, about half a minute)\n")
 
 
 @contextmanager
