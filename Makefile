@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= auto
 # By file, the longest (tests/cluster) first: what a module sets up is set up once. A process of tests that crashes is not
-# replaced: xdist 3.8.0 would hand out its finished files again and wait for them forever (pytest-xdist#1378).
+# replaced: xdist 3.8.0 would hand out its finished files again and wait for them forever (pytest-xdist#1378). A test that
+# takes half an hour (the first of a cluster may build one) says where it is, and ends.
 TEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
-	-q --durations=15
+	-o faulthandler_timeout=1800 -o faulthandler_exit_on_timeout=true -q --durations=15
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 DATA ?= ../shared/data
 FUZZ_SEED ?= random
