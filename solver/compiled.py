@@ -2,8 +2,9 @@
 
 It exists so that every kernel is compiled by the same strict rules (no fast-math, so that compiled and uncompiled runs
 agree to the bit) and so that nothing else imports numba. It is the one place in `solver` that touches a disk: compiled
-kernels are kept there, and nothing that is decided depends on them. Setting NUMBA_DISABLE_JIT=1 before the process
-starts runs the same source as plain Python. It contains no kernel.
+kernels are kept there, and the one that draws numbers from the system: those in the names of compiled functions.
+Nothing that is decided depends on either. Setting NUMBA_DISABLE_JIT=1 before the process starts runs the same source as
+plain Python. It contains no kernel.
 
 The state of a run travels between kernels as one reference: passing a tuple of fifty arrays instead costs 110 ns per
 call and a minute of compilation, a reference 6 ns. `StateType` and `StateProxy` are what such a state derives from, for
